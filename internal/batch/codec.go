@@ -1,0 +1,155 @@
+package batch
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"github.com/apache/arrow/go/v16/arrow"
+	"github.com/apache/arrow/go/v16/arrow/ipc"
+	"github.com/apache/arrow/go/v16/arrow/memory"
+
+	"picket/internal/fault"
+	"picket/schemas"
+)
+
+// MaxDecodedBytes bounds what one encoded batch may unpack to.
+const MaxDecodedBytes = 64 << 20
+
+// ErrOversized is the cause of a permanent error: one row alone takes more
+// than schemas.MaxBatchBytes.
+var ErrOversized = fmt.Errorf("event larger than the batch limit of %d bytes", schemas.MaxBatchBytes)
+
+// Encode returns the batch as Arrow IPC streams of at most
+// schemas.MaxBatchBytes each: one, or several in row order if one would be
+// larger. A row that is too large alone gives ErrOversized (permanent).
+func Encode(b *Batch) ([]Encoded, error) {
+	data, err := encode(b)
+	if err != nil {
+		return nil, err
+	}
+	if len(data) <= schemas.MaxBatchBytes {
+		return []Encoded{{Data: data, Batch: b}}, nil
+	}
+	if b.rows == 1 {
+		return nil, fault.Permanent(schemas.LossOversized, ErrOversized)
+	}
+	first, err := Encode(b.Slice(0, b.rows/2))
+	if err != nil {
+		return nil, err
+	}
+	second, err := Encode(b.Slice(b.rows/2, b.rows))
+	return append(first, second...), err
+}
+
+// Encoded is one encoded batch and the rows it holds.
+type Encoded struct {
+	Data  []byte
+	Batch *Batch
+}
+
+func encode(b *Batch) ([]byte, error) {
+	var buf bytes.Buffer
+	w := ipc.NewWriter(&buf, ipc.WithSchema(b.rec.Schema()), ipc.WithLZ4(), ipc.WithCompressConcurrency(0))
+	if err := w.Write(b.rec); err != nil {
+		return nil, fmt.Errorf("encode %s batch of %d rows: %w", b.class, b.rows, err)
+	}
+	if err := w.Close(); err != nil {
+		return nil, fmt.Errorf("encode %s batch: %w", b.class, err)
+	}
+	return buf.Bytes(), nil
+}
+
+// Decode reads one batch from an Arrow IPC stream that may come from anyone.
+// Every error is permanent (reason "decode"); memory is bounded by
+// MaxDecodedBytes. Columns that this version does not know are dropped, those
+// it knows and the batch lacks read as absent: any older or newer version of
+// the schema is accepted.
+func Decode(data []byte) (b *Batch, err error) {
+	// Arrow's reader panics on some malformed input, and the limited
+	// allocator does by design: both end here.
+	defer func() {
+		if p := recover(); p != nil {
+			b, err = nil, fmt.Errorf("malformed arrow stream: %v", p)
+		}
+		if err != nil {
+			b, err = nil, fault.Permanent(schemas.LossDecode, err)
+		}
+	}()
+	if err := verify(data); err != nil {
+		return nil, err
+	}
+	r, err := ipc.NewReader(bytes.NewReader(data), ipc.WithAllocator(&limited{left: MaxDecodedBytes}), ipc.WithDelayReadSchema(false))
+	if err != nil {
+		return nil, fmt.Errorf("arrow stream: %w", err)
+	}
+	class, err := schemas.ClassOf(r.Schema())
+	if err != nil {
+		return nil, err
+	}
+	rec, err := r.Read()
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil, errors.New("arrow stream ends before its record batch")
+		}
+		return nil, fmt.Errorf("arrow record batch: %w", err)
+	}
+	if rec.NumRows() > MaxRows {
+		return nil, fmt.Errorf("batch of %d rows, more than %d", rec.NumRows(), MaxRows)
+	}
+	seen := make(map[string]bool, rec.NumCols())
+	for i, f := range rec.Schema().Fields() {
+		if seen[f.Name] {
+			return nil, fmt.Errorf("column %q stands twice", f.Name)
+		}
+		seen[f.Name] = true
+		id, ok := schemas.FieldByName(f.Name)
+		if !ok {
+			continue
+		}
+		want := id.Field()
+		if want.Stored {
+			return nil, fmt.Errorf("column %q belongs to storage", f.Name)
+		}
+		if !arrow.TypeEqual(f.Type, want.ArrowType()) {
+			return nil, fmt.Errorf("column %q is %s, not %s", f.Name, f.Type, want.ArrowType())
+		}
+		if rec.Column(i).Len() != int(rec.NumRows()) {
+			return nil, fmt.Errorf("column %q has %d rows of %d", f.Name, rec.Column(i).Len(), rec.NumRows())
+		}
+		if err := validate(rec.Column(i), want.Type); err != nil {
+			return nil, fmt.Errorf("column %q: %w", f.Name, err)
+		}
+	}
+	return newBatch(class, rec), nil
+}
+
+// limited allocates Go memory up to a bound, then panics; Decode recovers.
+type limited struct {
+	memory.GoAllocator
+	left int64
+	used atomic.Int64
+}
+
+func (l *limited) take(n int) {
+	if l.used.Add(int64(n)) > l.left {
+		panic(fmt.Sprintf("batch unpacks to more than %d bytes", int64(MaxDecodedBytes)))
+	}
+}
+
+func (l *limited) Allocate(size int) []byte {
+	l.take(size)
+	return l.GoAllocator.Allocate(size)
+}
+
+func (l *limited) Reallocate(size int, b []byte) []byte {
+	l.take(size - len(b))
+	return l.GoAllocator.Reallocate(size, b)
+}
+
+func (l *limited) Free(b []byte) {
+	l.used.Add(-int64(len(b)))
+	l.GoAllocator.Free(b)
+}

@@ -1,0 +1,166 @@
+package schemas
+
+import (
+	"fmt"
+	"hash/fnv"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Streams.
+const (
+	StreamRaw    = "PICKET_RAW"
+	StreamEvents = "PICKET_EVENTS"
+	StreamAlerts = "PICKET_ALERTS"
+	StreamDead   = "PICKET_DEAD"
+)
+
+// Key-value buckets.
+const (
+	BucketMetadata    = "picket_metadata"
+	BucketCheckpoints = "picket_checkpoints"
+	BucketState       = "picket_state"
+	BucketControl     = "picket_control"
+)
+
+// Durable consumers. They exist before the first publish, because
+// PICKET_EVENTS keeps a message only while a durable still wants it.
+const (
+	DurableEnricher     = "enricher"      // on PICKET_RAW
+	DurableDetector     = "detector"      // on PICKET_EVENTS
+	DurableSink         = "sink"          // on PICKET_EVENTS
+	DurableAlertsWriter = "alerts-writer" // on PICKET_ALERTS
+)
+
+// Message headers.
+const (
+	HeaderRun        = "Picket-Run"             // random 128-bit id of the publishing run, hex
+	HeaderBatch      = "Picket-Batch"           // batch number within the run, from 1
+	HeaderRows       = "Picket-Rows"            // rows in this batch
+	HeaderCumulative = "Picket-Cumulative-Rows" // rows of the run on this subject up to and with this batch
+	HeaderVersion    = "Picket-Schema-Version"  // SchemaVersion of the writer
+	HeaderBatchID    = "Picket-Batch-Id"        // id of the raw batch, kept through every hop
+	HeaderReplayed   = "Picket-Replayed"        // "1": may have been published before; look the batch id up
+	HeaderReason     = "Picket-Reason"          // dead letters: why
+	HeaderStream     = "Picket-Stream"          // dead letters: stream it came from
+	HeaderSequence   = "Picket-Sequence"        // dead letters: sequence in that stream
+	HeaderSubject    = "Picket-Subject"         // dead letters: subject it came on
+	HeaderLength     = "Picket-Length"          // dead letters: length before cutting
+	HeaderSHA256     = "Picket-Sha256"          // dead letters: hash before cutting
+)
+
+// Bounds of messages.
+const (
+	// MaxBatchBytes is the largest encoded batch; NATS' default max_payload
+	// is 1 MiB.
+	MaxBatchBytes = 512 << 10
+	// MaxDeadBytes is how much of an unprocessable payload is kept.
+	MaxDeadBytes = 64 << 10
+	// DuplicatesWindow is how long a stream remembers message ids.
+	DuplicatesWindow = 30 * time.Minute
+	// Partitions is the number of partitions of PICKET_EVENTS.
+	Partitions = 16
+)
+
+// Loss reasons: the one list of how events can be lost or set aside. Every
+// loss is counted under one of them.
+const (
+	// LossRingFull: the kernel's ring buffer had no room.
+	LossRingFull = "ring_full"
+	// LossSensorRestart: read from the kernel by a sensor that died before
+	// it had handed them on.
+	LossSensorRestart = "sensor_restart"
+	// LossDecode: a kernel sample the sensor could not read.
+	LossDecode = "decode"
+	// LossSpoolFull: NATS was away longer than the sensor's spool could hold.
+	LossSpoolFull = "spool_full"
+	// LossStreamLimit: a consumer was away longer than a stream could hold.
+	LossStreamLimit = "stream_limit"
+	// LossDeadLetter: unprocessable, kept on PICKET_DEAD.
+	LossDeadLetter = "dead_letter"
+	// LossOversized: one event larger than a batch may be.
+	LossOversized = "oversized"
+)
+
+// LossReasons lists every loss reason.
+func LossReasons() []string {
+	return []string{LossRingFull, LossSensorRestart, LossDecode, LossSpoolFull, LossStreamLimit, LossDeadLetter, LossOversized}
+}
+
+// Token makes a name safe as one token of a NATS subject: dots, spaces,
+// wildcards and control characters become underscores; empty is "_".
+func Token(name string) string {
+	if name == "" {
+		return "_"
+	}
+	return strings.Map(func(r rune) rune {
+		if r == '.' || r == '*' || r == '>' || r <= ' ' || r == 0x7f {
+			return '_'
+		}
+		return r
+	}, name)
+}
+
+// RawSubject is where a sensor or ingester publishes a class.
+func RawSubject(cluster, node string, c Class) string {
+	return "picket.raw." + Token(cluster) + "." + Token(node) + "." + c.String()
+}
+
+// ParseRawSubject returns the tokens of a raw subject. Cluster and node are
+// what the publisher's credentials allow, whatever its payload says.
+func ParseRawSubject(subject string) (cluster, node string, c Class, err error) {
+	t := strings.Split(subject, ".")
+	if len(t) != 5 || t[0] != "picket" || t[1] != "raw" {
+		return "", "", 0, fmt.Errorf("subject %q is not picket.raw.<cluster>.<node>.<class>", subject)
+	}
+	c, err = ParseClass(t[4])
+	return t[2], t[3], c, err
+}
+
+// EventsSubject is where the enricher publishes; the partition follows from
+// the node, so that one node's events stay in order.
+func EventsSubject(cluster, node string, c Class) string {
+	h := fnv.New32a()
+	h.Write([]byte(node))
+	return "picket.events." + Token(cluster) + "." + c.String() + "." + strconv.Itoa(int(h.Sum32()%Partitions))
+}
+
+// ParseEventsSubject returns cluster token and class of an events subject.
+func ParseEventsSubject(subject string) (cluster string, c Class, err error) {
+	t := strings.Split(subject, ".")
+	if len(t) != 5 || t[0] != "picket" || t[1] != "events" {
+		return "", 0, fmt.Errorf("subject %q is not picket.events.<cluster>.<class>.<partition>", subject)
+	}
+	c, err = ParseClass(t[3])
+	return t[2], c, err
+}
+
+// AlertSubject is where the detector publishes a finding.
+func AlertSubject(cluster string, s Severity, namespace, rule string) string {
+	return "picket.alerts." + Token(cluster) + "." + s.String() + "." + Token(namespace) + "." + Token(rule)
+}
+
+// DeadSubject is where a service publishes what it could not process.
+func DeadSubject(service string) string { return "picket.dead." + Token(service) }
+
+// ControlKey is the key in BucketControl that a sensor reads.
+func ControlKey(cluster, node string) string { return kvToken(cluster) + "." + kvToken(node) }
+
+// kvToken keeps what a KV key may hold: letters, digits, - _ / =.
+func kvToken(name string) string {
+	if name == "" {
+		return "_"
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_', r == '/', r == '=':
+			return r
+		}
+		return '_'
+	}, name)
+}
+
+// BatchIDOf is the Nats-Msg-Id of a raw batch and the batch_id of its rows:
+// run is random, so that one node cannot guess another's.
+func BatchIDOf(run string, batch uint64) string { return run + "-" + strconv.FormatUint(batch, 10) }

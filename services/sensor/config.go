@@ -1,0 +1,108 @@
+package sensor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"picket/internal/bus"
+	"picket/internal/service"
+	"picket/services/sensor/redact"
+)
+
+// Config is the sensor's configuration.
+type Config struct {
+	NATS  bus.Config          `yaml:"nats"`
+	Log   service.LogConfig   `yaml:"log"`
+	Admin service.AdminConfig `yaml:"admin"`
+
+	Cluster string `yaml:"cluster" doc:"Name of the cluster; the same in every sensor and in the source of its audit log."`
+	Node    string `yaml:"node" doc:"Name of the node as Kubernetes knows it. Empty: the host name."`
+
+	StateDir   string `yaml:"state_dir" doc:"Folder for the spool: batches that NATS has not acknowledged yet. One sensor only."`
+	SpoolBytes int64  `yaml:"spool_bytes" doc:"Bound of the spool, bytes, at least 1 MiB. When it is full new events are dropped and counted (spool_full)."`
+
+	Kernel KernelConfig `yaml:"kernel"`
+	Redact RedactConfig `yaml:"redact"`
+
+	FlushInterval time.Duration `yaml:"flush_interval" doc:"Longest time an event waits for others to share its batch, 1ms to 1s."`
+}
+
+// KernelConfig is the part about the eBPF programs.
+type KernelConfig struct {
+	Instance     string   `yaml:"instance" doc:"Name of this sensor's pinned programs; one sensor per node needs no other than the default."`
+	BPFFS        string   `yaml:"bpffs" doc:"Where the BPF file system is, or is to be mounted."`
+	ProcessRing  int      `yaml:"process_ring_bytes" doc:"Size of the ring buffer of process events, a power of two."`
+	FileRing     int      `yaml:"file_ring_bytes" doc:"Size of the ring buffer of file events, a power of two."`
+	NetworkRing  int      `yaml:"network_ring_bytes" doc:"Size of the ring buffer of network events, a power of two."`
+	WatchedPaths []string `yaml:"watched_paths" doc:"Path prefixes whose files are also reported when opened for reading only. Files opened for writing or created are always reported."`
+	KeepOnStop   bool     `yaml:"keep_on_stop" doc:"On a clean stop leave the programs running for the next start, so that an upgrade misses nothing. A crash always leaves them."`
+}
+
+// RedactConfig is the part about secrets in command lines.
+type RedactConfig struct {
+	Enabled bool     `yaml:"enabled" doc:"Replace secrets in arguments before they leave the node (docs/sensor.md lists what)."`
+	Words   []string `yaml:"words" doc:"Parts of a key's name that mark its value as secret."`
+}
+
+// DefaultWatchedPaths are files worth knowing who reads them: credentials,
+// keys, tokens, and the sockets of container runtimes.
+func DefaultWatchedPaths() []string {
+	return []string{
+		"/etc/shadow", "/etc/gshadow", "/etc/sudoers", "/etc/pam.d/", "/etc/security/",
+		"/root/.ssh/", "/etc/ssh/ssh_host_", "/root/.aws/", "/root/.kube/", "/root/.docker/", "/root/.config/gcloud/",
+		"/var/run/secrets/", "/run/secrets/", "/etc/kubernetes/", "/var/lib/kubelet/pki/",
+		"/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock", "/run/crio/crio.sock",
+		"/root/.bash_history", "/dev/mem", "/dev/kmem", "/proc/kcore", "/boot/",
+	}
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	host, err := os.Hostname()
+	if err != nil {
+		host = ""
+	}
+	return Config{
+		NATS: bus.DefaultConfig(), Log: service.DefaultLog(), Admin: service.DefaultAdmin(),
+		Cluster: "default", Node: host,
+		StateDir: "/var/lib/picket/sensor", SpoolBytes: 256 << 20,
+		Kernel: KernelConfig{Instance: "default", BPFFS: "/sys/fs/bpf", ProcessRing: 4 << 20, FileRing: 8 << 20, NetworkRing: 2 << 20,
+			WatchedPaths: DefaultWatchedPaths()},
+		Redact:        RedactConfig{Enabled: true, Words: redact.DefaultWords()},
+		FlushInterval: 50 * time.Millisecond,
+	}
+}
+
+// Validate checks the configuration; messages name the YAML key.
+func (c Config) Validate() error {
+	errs := []error{c.NATS.Validate(), c.Log.Validate(), c.Admin.Validate()}
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Cluster == "" {
+		bad("cluster is empty: name the cluster")
+	}
+	if c.Node == "" {
+		bad("node is empty and the host has no name: name the node")
+	}
+	if c.StateDir == "" {
+		bad("state_dir is empty: give a folder for the spool")
+	}
+	if c.SpoolBytes < 1<<20 {
+		bad("spool_bytes is %d: use at least %d (1 MiB)", c.SpoolBytes, 1<<20)
+	}
+	if c.FlushInterval < time.Millisecond || c.FlushInterval > time.Second {
+		bad("flush_interval is %v: use 1ms to 1s", c.FlushInterval)
+	}
+	for _, p := range c.Kernel.WatchedPaths {
+		if !strings.HasPrefix(p, "/") || len(p) > 256 {
+			bad("kernel.watched_paths: %q is not an absolute path of at most 256 bytes", p)
+		}
+	}
+	if !filepath.IsAbs(c.Kernel.BPFFS) {
+		bad("kernel.bpffs is %q: use an absolute path", c.Kernel.BPFFS)
+	}
+	return errors.Join(errs...)
+}

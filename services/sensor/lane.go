@@ -1,0 +1,443 @@
+package sensor
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/zeebo/xxh3"
+	"golang.org/x/sys/unix"
+
+	"picket/bpf"
+	"picket/internal/batch"
+	"picket/internal/outbox"
+	"picket/schemas"
+	"picket/services/sensor/proctree"
+)
+
+// lane reads one class's ring, fills that class's batches and hands them on.
+// It is used by one goroutine.
+type lane struct {
+	s       *sensor
+	r       *bpf.Reader
+	class   schemas.Class
+	subject string
+	b       *batch.Builder
+	read    prometheus.Counter
+
+	ev     bpf.Event
+	opened time.Time // when the batch's first row came
+	lost   bool      // the previous run's loss is accounted for
+	prefix [16]byte  // hash of what all event ids of the lane share
+	idBuf  [16 + 4 + 8]byte
+
+	ancestors []*proctree.Proc
+	names     []string
+	exes      []string
+}
+
+var classes = [bpf.NumClasses]schemas.Class{bpf.ClassProcess: schemas.Process, bpf.ClassFile: schemas.File, bpf.ClassNetwork: schemas.Network}
+
+func newLane(s *sensor, r *bpf.Reader) *lane {
+	c := classes[r.Class()]
+	return &lane{
+		s: s, r: r, class: c,
+		subject: schemas.RawSubject(s.cfg.Cluster, s.cfg.Node, c),
+		b:       batch.NewBuilder(c, schemas.RawColumns(c)),
+		read:    s.metrics.read.WithLabelValues(c.String()),
+		prefix:  schemas.Hash128(s.cfg.Cluster, s.cfg.Node, s.bootID, s.box.RunID(), c.String()),
+	}
+}
+
+// idle is how long a lane without events sleeps before it looks whether it is
+// to stop.
+const idle = 200 * time.Millisecond
+
+// run reads until stopping is closed and the ring is empty.
+func (l *lane) run(stopping <-chan struct{}) error {
+	last := false // the ring was seen empty after stopping
+	for {
+		deadline := time.Now().Add(idle)
+		if l.b.Len() > 0 {
+			deadline = l.opened.Add(l.s.cfg.FlushInterval)
+		}
+		select {
+		case <-stopping:
+			if l.s.cfg.Kernel.KeepOnStop {
+				return l.flush() // the next run reads what is left
+			}
+			// A program that was running when it was detached may still
+			// submit: hence not at once.
+			last, deadline = true, time.Now().Add(20*time.Millisecond)
+		default:
+		}
+		l.r.SetDeadline(deadline)
+		err := l.r.Read(&l.ev)
+		switch {
+		case err == nil:
+			l.take()
+		case errors.Is(err, bpf.ErrBadRecord):
+			l.s.health.Lost(l.class.String(), schemas.LossDecode, 1)
+			l.s.log.Error("kernel record refused", "class", l.class.String(), "error", err)
+			continue
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if err := l.flush(); err != nil {
+				return err
+			}
+			l.settleLoss()
+			if last {
+				return nil
+			}
+			continue
+		default:
+			return fmt.Errorf("reading %s events: %w", l.class, err)
+		}
+		if l.b.Full() || time.Since(l.opened) >= l.s.cfg.FlushInterval {
+			if err := l.flush(); err != nil {
+				return err
+			}
+		}
+		l.settleLoss()
+	}
+}
+
+// settleLoss reports, once the ring's backlog of a crashed run has been read,
+// what that run had read and not handed on.
+func (l *lane) settleLoss() {
+	if l.lost {
+		return
+	}
+	byCPU, ok := l.r.Lost()
+	if !ok {
+		return
+	}
+	l.lost = true
+	var n uint64
+	for cpu, lost := range byCPU {
+		n += lost - l.s.late[l.r.Class()][cpu]
+		// Lost for good, and reported: a later crash must not count it again.
+		l.s.kernel.Ledger().Add(uint32(cpu), l.r.Class(), lost-l.s.late[l.r.Class()][cpu])
+	}
+	if n > 0 {
+		l.s.log.Warn("events lost by the crash of the sensor before", "class", l.class.String(), "events", n)
+		l.s.health.Lost(l.class.String(), schemas.LossSensorRestart, n)
+	}
+}
+
+// flush hands the batch on.
+func (l *lane) flush() error {
+	if l.b.Len() == 0 {
+		return nil
+	}
+	enc, err := batch.Encode(l.b.Batch())
+	if err != nil {
+		return err // rows are bounded far below the batch limit
+	}
+	for _, e := range enc {
+		counts := map[uint32]uint64{}
+		for row := range e.Batch.Rows() {
+			counts[uint32(e.Batch.Uint(schemas.CPU, row))]++
+		}
+		n := note{Boot: l.s.bootID, Class: l.r.Class(), Ledger: make([]uint64, l.s.kernel.CPUs())}
+		for cpu := range n.Ledger {
+			n.Ledger[cpu] = l.s.kernel.Ledger().Load(uint32(cpu), n.Class) + counts[uint32(cpu)]
+		}
+		commit := func() {
+			for cpu, k := range counts {
+				l.s.kernel.Ledger().Add(cpu, n.Class, k)
+			}
+		}
+		err := l.s.box.Put(l.subject, e.Data, e.Batch.Rows(), n, commit)
+		if errors.Is(err, outbox.ErrFull) {
+			commit() // accounted for as lost
+			l.s.health.Lost(l.class.String(), schemas.LossSpoolFull, uint64(e.Batch.Rows()))
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	l.b.Reset()
+	return nil
+}
+
+// take adds the event that was read to the batch.
+func (l *lane) take() {
+	l.read.Inc()
+	h := &l.ev.Header
+	if l.b.Len() == 0 {
+		l.opened = time.Now()
+	}
+	if l.class == schemas.Process {
+		switch h.Action {
+		case bpf.ActionExec:
+			l.exec()
+		case bpf.ActionFork:
+			l.fork()
+		case bpf.ActionExit:
+			l.exit()
+		}
+		if int(h.CPU) < len(l.s.handled) && h.Seq > l.s.handled[h.CPU].Load() {
+			l.s.handled[h.CPU].Store(h.Seq)
+		}
+		return
+	}
+	l.s.awaitProcesses()
+	p := l.actor()
+	switch h.Action {
+	case bpf.ActionOpen:
+		l.open()
+	case bpf.ActionConnect, bpf.ActionAccept:
+		l.connection()
+	}
+	l.finish(p)
+}
+
+// actor returns the acting process; one that the tree does not know is read
+// from /proc, or known by what the event tells.
+func (l *lane) actor() *proctree.Proc {
+	h := &l.ev.Header
+	if p := l.s.tree.At(h.TGID, h.StartTime, h.Time); p != nil {
+		return p
+	}
+	p, ppid, err := proctree.Read("/proc", h.TGID)
+	if err != nil || p.Start/1e7 != h.StartTime/1e7 { // /proc counts in hundredths of a second
+		p, ppid = proctree.Proc{PID: h.TGID, Name: bpf.String(h.Comm[:])}, h.ParentTGID
+	}
+	p.Start = h.StartTime
+	return l.s.tree.Miss(p, ppid)
+}
+
+func (l *lane) exec() {
+	h, e := &l.ev.Header, &l.ev.Exec
+	argv := splitArgs(e.Args)
+	l.s.redact.Args(argv)
+	p := l.s.tree.Exec(h.TGID, h.StartTime, h.ParentTGID, h.Time, func(p *proctree.Proc) {
+		p.Name = bpf.String(h.Comm[:])
+		p.Exe = string(e.Exe)
+		p.Command, p.Args = "", ""
+		if len(argv) > 0 {
+			p.Command, p.Args = argv[0], strings.Join(argv[1:], " ")
+		}
+		p.Cwd = string(e.Cwd)
+		p.TTY, p.SessionID, p.GroupID = e.TTYDev, e.SID, e.PGID
+		p.CapEffective, p.CapPermitted = e.CapEffective, e.CapPermitted
+	})
+	b := l.b
+	b.Str(schemas.Action, "exec")
+	b.Str(schemas.Syscall, "execve")
+	b.List(schemas.ProcessArgv, argv)
+	b.Bool(schemas.ProcessArgsCut, e.Flags&bpf.ExecArgsTruncated != 0)
+	b.Bytes(schemas.ExecFilename, e.Filename)
+	b.Uint64(schemas.ExeInode, e.ExeIno)
+	b.Uint32(schemas.ExeMode, e.ExeMode)
+	b.Uint32(schemas.ExeUserID, e.ExeUID)
+	b.Int64(schemas.ExeCtime, e.ExeCtime)
+	b.Int64(schemas.ExeMtime, e.ExeMtime)
+	b.Bool(schemas.ExeMemfd, e.Flags&bpf.ExecMemfd != 0)
+	b.Bool(schemas.ExeDeleted, e.ExeFlags&bpf.PathDeleted != 0)
+	b.Bool(schemas.ExeUpperLayer, e.Flags&bpf.ExecUpper != 0)
+	l.finish(p)
+}
+
+// splitArgs splits arguments that each end in a NUL byte.
+func splitArgs(args []byte) []string {
+	if len(args) == 0 {
+		return nil
+	}
+	return strings.Split(strings.TrimSuffix(string(args), "\x00"), "\x00")
+}
+
+// fork is told of the child: it is the process that begins to act.
+func (l *lane) fork() {
+	h, f := &l.ev.Header, &l.ev.Fork
+	p := l.s.tree.Fork(f.ChildParentTGID, f.ChildTGID, f.ChildParentStartTime, f.ChildStartTime, h.Time, bpf.String(h.Comm[:]))
+	l.b.Str(schemas.Action, "fork")
+	l.b.Str(schemas.Syscall, "clone")
+	l.b.Int64(schemas.Result, int64(f.ChildTGID))
+	h.TGID, h.TID, h.NSPID, h.StartTime = f.ChildTGID, f.ChildTGID, f.ChildNSPID, f.ChildStartTime
+	h.ParentTGID, h.CgroupID = f.ChildParentTGID, f.ChildCgroupID
+	h.PIDNS, h.MntNS, h.NetNS, h.UserNS = f.ChildPIDNS, f.ChildMntNS, f.ChildNetNS, f.ChildUserNS
+	l.finish(p)
+}
+
+func (l *lane) exit() {
+	h, x := &l.ev.Header, &l.ev.Exit
+	p := l.actor()
+	l.s.tree.Exit(h.TGID, h.StartTime, h.Time)
+	l.b.Str(schemas.Action, "exit")
+	l.b.Str(schemas.Syscall, "procexit")
+	l.b.Int64(schemas.ExitCode, int64(x.ExitStatus))
+	l.b.Uint32(schemas.ExitSignal, x.Signal)
+	l.b.Uint64(schemas.ProcessLifetime, h.Time-min(h.StartTime, h.Time))
+	l.finish(p)
+}
+
+func (l *lane) open() {
+	o, b := &l.ev.Open, l.b
+	b.Str(schemas.Action, "open")
+	b.Str(schemas.Syscall, "openat")
+	b.Int64(schemas.Result, int64(o.FD))
+	b.Int64(schemas.FDNumber, int64(o.FD))
+	b.Bytes(schemas.FilePath, o.Path)
+	b.Uint32(schemas.FileFlags, uint32(o.Flags))
+	b.Bool(schemas.FileRead, o.Access&bpf.OpenRead != 0)
+	b.Bool(schemas.FileWrite, o.Access&bpf.OpenWrite != 0)
+	b.Bool(schemas.FileCreated, o.Access&bpf.OpenCreated != 0)
+	b.Uint32(schemas.FileMode, o.Mode)
+	b.Uint64(schemas.FileInode, o.Ino)
+	b.Uint32(schemas.FileDevice, o.Dev)
+	b.Uint32(schemas.FileUserID, o.UID)
+}
+
+func (l *lane) connection() {
+	c, b := &l.ev.Conn, l.b
+	if l.ev.Header.Action == bpf.ActionConnect {
+		b.Str(schemas.Action, "connect")
+		b.Str(schemas.Syscall, "connect")
+		b.Str(schemas.NetDirection, "outbound")
+	} else {
+		b.Str(schemas.Action, "accept")
+		b.Str(schemas.Syscall, "accept4")
+		b.Str(schemas.NetDirection, "inbound")
+	}
+	b.Int64(schemas.Result, int64(c.Result))
+	b.Int64(schemas.FDNumber, int64(c.FD))
+	switch c.Protocol {
+	case unix.IPPROTO_TCP:
+		b.Str(schemas.NetTransport, "tcp")
+	case unix.IPPROTO_UDP:
+		b.Str(schemas.NetTransport, "udp")
+	}
+	local, remote := c.Local(), c.Remote()
+	if c.Family == unix.AF_INET {
+		b.Str(schemas.NetType, "ipv4")
+	} else {
+		b.Str(schemas.NetType, "ipv6")
+	}
+	b.Bytes16(schemas.NetLocalAddress, local.Addr().As16())
+	b.Uint32(schemas.NetLocalPort, uint32(local.Port()))
+	b.Bytes16(schemas.NetPeerAddress, remote.Addr().As16())
+	b.Uint32(schemas.NetPeerPort, uint32(remote.Port()))
+}
+
+// finish sets what every event has, and ends the row.
+func (l *lane) finish(p *proctree.Proc) {
+	s, b, h := l.s, l.b, &l.ev.Header
+	offset := s.offset.Load()
+	b.Bytes16(schemas.EventID, l.eventID(h.CPU, h.Seq))
+	b.Uint32(schemas.SchemaVer, schemas.SchemaVersion)
+	b.Str(schemas.Cluster, s.cfg.Cluster)
+	b.Str(schemas.Node, s.cfg.Node)
+	b.Int64(schemas.EventTime, int64(h.Time)+offset)
+	b.Uint64(schemas.TimeBoot, h.Time)
+	b.Int64(schemas.TimeObserved, time.Now().UnixNano())
+	b.Uint32(schemas.CPU, h.CPU)
+	b.Uint64(schemas.Sequence, h.Seq)
+
+	b.Uint32(schemas.ProcessPID, h.TGID)
+	b.Uint32(schemas.ThreadID, h.TID)
+	b.Uint32(schemas.ProcessVPID, h.NSPID)
+	b.Int64(schemas.ProcessStart, int64(h.StartTime)+offset)
+	b.Uint64(schemas.ProcessStartBoot, h.StartTime)
+	b.Uint32(schemas.ProcessRealUserID, h.UID)
+	b.Uint32(schemas.ProcessUserID, h.EUID)
+	b.Uint32(schemas.ProcessGroupID, h.EGID)
+	b.Uint32(schemas.NamespacePID, h.PIDNS)
+	b.Uint32(schemas.NamespaceMnt, h.MntNS)
+	b.Uint32(schemas.NamespaceNet, h.NetNS)
+	b.Uint32(schemas.NamespaceUser, h.UserNS)
+	b.Uint64(schemas.CgroupID, h.CgroupID)
+
+	b.Str(schemas.ProcessName, p.Name)
+	b.Str(schemas.ProcessExe, p.Exe)
+	b.Str(schemas.ProcessCommand, p.Command)
+	b.Str(schemas.ProcessArgs, p.Args)
+	b.Str(schemas.ProcessCwd, p.Cwd)
+	b.Uint32(schemas.ProcessTTY, p.TTY)
+	b.Uint32(schemas.ProcessSessionPID, p.SessionID)
+	b.Uint32(schemas.ProcessGroupPID, p.GroupID)
+	b.Uint64(schemas.ProcessCapEffective, p.CapEffective)
+	b.Uint64(schemas.ProcessCapPermitted, p.CapPermitted)
+	if leader := s.tree.At(p.SessionID, 0, h.Time); leader != nil {
+		b.Str(schemas.ProcessSessionName, leader.Name)
+	}
+
+	l.ancestors = s.tree.Ancestors(p, l.ancestors[:0])
+	l.names, l.exes = l.names[:0], l.exes[:0]
+	for _, a := range l.ancestors {
+		l.names, l.exes = append(l.names, a.Name), append(l.exes, a.Exe)
+	}
+	b.List(schemas.AncestorNames, l.names)
+	b.List(schemas.AncestorExes, l.exes)
+	ppid := h.ParentTGID
+	if len(l.ancestors) > 0 {
+		parent := l.ancestors[0]
+		ppid = parent.PID
+		b.Str(schemas.ParentName, parent.Name)
+		b.Str(schemas.ParentExe, parent.Exe)
+		b.Str(schemas.ParentCommand, parent.Command)
+		b.Str(schemas.ParentArgs, parent.Args)
+	}
+	b.Uint32(schemas.ProcessParentPID, ppid)
+
+	c, known := s.cgroups.Resolve(h.CgroupID, h.TGID)
+	if !known {
+		s.metrics.unnamed.Inc()
+	}
+	b.Str(schemas.ContainerID, c.ContainerID)
+	b.Str(schemas.ContainerRuntime, c.Runtime)
+	b.Str(schemas.PodUID, c.PodUID)
+
+	// A container has a passwd file of its own; only root is root everywhere.
+	login := int64(-1)
+	if h.LoginUID != bpf.NoID {
+		login = int64(h.LoginUID)
+		b.Str(schemas.ProcessLoginUserName, s.users.Name(h.LoginUID))
+	}
+	b.Int64(schemas.ProcessLoginUserID, login)
+	switch {
+	case c.ContainerID == "":
+		b.Str(schemas.ProcessUserName, s.users.Name(h.EUID))
+		b.Str(schemas.ProcessGroupName, s.groups.Name(h.EGID))
+	case h.EUID == 0:
+		b.Str(schemas.ProcessUserName, "root")
+	}
+	b.EndRow()
+}
+
+// eventID is the hash of everything that makes the event unique; see
+// schemas.EventID.
+func (l *lane) eventID(cpu uint32, seq uint64) [16]byte {
+	copy(l.idBuf[:], l.prefix[:])
+	binary.LittleEndian.PutUint32(l.idBuf[16:], cpu)
+	binary.LittleEndian.PutUint64(l.idBuf[20:], seq)
+	return xxh3.Hash128(l.idBuf[:]).Bytes()
+}
+
+// maxOrderWait bounds how long a file or network event waits for the process
+// events before it.
+const maxOrderWait = 20 * time.Millisecond
+
+// awaitProcesses returns when the tree has taken in every process event up to
+// now, so that a process's first file is not told of the program it ran
+// before. The rings are separate, and this is what puts them back in order.
+func (s *sensor) awaitProcesses() {
+	var start time.Time
+	for cpu := range s.handled {
+		target := s.kernel.Submitted(uint32(cpu), bpf.ClassProcess)
+		for s.handled[cpu].Load() < target {
+			if start.IsZero() {
+				start = time.Now()
+			} else if time.Since(start) > maxOrderWait {
+				s.metrics.unordered.Inc()
+				return
+			}
+			time.Sleep(20 * time.Microsecond)
+		}
+	}
+}

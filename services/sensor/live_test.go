@@ -1,0 +1,236 @@
+package sensor_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"picket/internal/batch"
+	"picket/internal/natsserver"
+	"picket/internal/natsserver/natstest"
+	"picket/schemas"
+	"picket/services/sensor"
+)
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED (needs root): the sensor was not tried on the live kernel")
+	}
+}
+
+// config returns a sensor of its own for the test.
+func config(t *testing.T, s *natsserver.Server) sensor.Config {
+	cfg := sensor.DefaultConfig()
+	cfg.NATS = natstest.Config(s, schemas.ServiceSensor)
+	cfg.Log.File = filepath.Join(t.TempDir(), "sensor.log")
+	cfg.Cluster, cfg.Node = "test.cluster", "node-1"
+	cfg.StateDir = t.TempDir()
+	cfg.Kernel.Instance = fmt.Sprintf("test-%d-%d", os.Getpid(), time.Now().UnixNano()%1e6)
+	cfg.Kernel.WatchedPaths = append(cfg.Kernel.WatchedPaths, "/etc/hostname")
+	t.Cleanup(func() {
+		if t.Failed() {
+			b, _ := os.ReadFile(cfg.Log.File)
+			t.Logf("sensor's log:\n%s", b)
+		}
+	})
+	return cfg
+}
+
+// start runs a sensor until stop is called.
+func start(t *testing.T, cfg sensor.Config) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- sensor.Run(ctx, cfg) }()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		b, _ := os.ReadFile(cfg.Log.File)
+		if strings.Contains(string(b), `"msg":"watching"`) {
+			break
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("sensor stopped: %v", err)
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("sensor does not start")
+		}
+	}
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// batches decodes everything on PICKET_RAW.
+func batches(t *testing.T, s *natsserver.Server) []*batch.Batch {
+	t.Helper()
+	b := natstest.Connect(t, s, schemas.ServiceAdmin)
+	st, err := b.JS.Stream(context.Background(), schemas.StreamRaw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := st.Info(context.Background(), jetstream.WithSubjectFilter(">"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []*batch.Batch
+	for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
+		m, err := st.GetMsg(context.Background(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := batch.Decode(m.Data)
+		if err != nil {
+			t.Fatalf("message %d on %s: %v", seq, m.Subject, err)
+		}
+		out = append(out, got)
+	}
+	return out
+}
+
+func TestLive(t *testing.T) {
+	needRoot(t)
+	s := natstest.Start(t)
+	cfg := config(t, s)
+	stop := start(t, cfg)
+
+	dir := t.TempDir()
+	file := filepath.Join(dir, "written by a test")
+	cmd := exec.Command("/bin/sh", "-c", `cat /etc/hostname > "$0"; exit 3`, file, "--password=hunter2", "–unicode ✓")
+	if err := cmd.Run(); err == nil || cmd.ProcessState.ExitCode() != 3 {
+		t.Fatalf("sh: %v", err)
+	}
+	// The sensor does not watch itself, and this test is the same process:
+	// connections are made by children.
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	port := ln.Addr().(*net.TCPAddr).Port
+	bash := exec.Command("/bin/bash", "-c", fmt.Sprintf("exec 3<>/dev/tcp/127.0.0.1/%d", port))
+	if out, err := bash.CombinedOutput(); err != nil {
+		t.Fatalf("bash: %v %s", err, out)
+	}
+	for range 300 {
+		if err := exec.Command("/bin/true").Run(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(200 * time.Millisecond)
+	stop()
+
+	rows := map[string]uint64{}
+	ids := map[[16]byte]bool{}
+	counters := map[string]uint64{}
+	var sawSh, sawCat, sawOpen, sawWrite, sawConnect, sawExit bool
+	execs := 0
+	for _, b := range batches(t, s) {
+		for r := range b.Rows() {
+			id, _ := b.Bytes16(schemas.EventID, r)
+			if ids[id] {
+				t.Fatalf("event id twice in %s", b.Class())
+			}
+			ids[id] = true
+			if b.Class() == schemas.Health {
+				counters[b.Str(schemas.Action, r)+" "+b.Str(schemas.HealthClass, r)+" "+b.Str(schemas.HealthReason, r)] = b.Uint(schemas.HealthTotal, r)
+				continue
+			}
+			rows[b.Class().String()]++
+			if b.Str(schemas.Cluster, r) != "test.cluster" || b.Str(schemas.Node, r) != "node-1" {
+				t.Fatal("cluster or node missing")
+			}
+			name, args := b.Str(schemas.ProcessName, r), b.Str(schemas.ProcessArgs, r)
+			pid := int(b.Uint(schemas.ProcessPID, r))
+			switch b.Str(schemas.Action, r) {
+			case "exec":
+				if b.Str(schemas.ExecFilename, r) == "/bin/true" {
+					execs++
+				}
+				if pid == cmd.ProcessState.Pid() && name == "sh" {
+					sawSh = true
+					if !strings.Contains(args, "--password=[redacted] –unicode ✓") || strings.Contains(args, "hunter2") {
+						t.Errorf("arguments %q", args)
+					}
+					if got := b.Uint(schemas.ProcessParentPID, r); got != uint64(os.Getpid()) {
+						t.Errorf("parent %d, want %d", got, os.Getpid())
+					}
+					for v := range b.List(schemas.ProcessArgv, r) {
+						if strings.Contains(v, "hunter2") {
+							t.Errorf("argv has the secret")
+						}
+					}
+					if d := time.Now().UnixNano() - b.Int(schemas.EventTime, r); d < 0 || d > int64(time.Minute) {
+						t.Errorf("time is %v ago", time.Duration(d))
+					}
+				}
+				if name == "cat" && b.Str(schemas.ParentName, r) == "sh" {
+					sawCat = true
+					if b.Str(schemas.ProcessUserName, r) != "root" {
+						t.Errorf("user %q", b.Str(schemas.ProcessUserName, r))
+					}
+				}
+			case "exit":
+				if pid == cmd.ProcessState.Pid() {
+					sawExit = true
+					if b.Int(schemas.ExitCode, r) != 3 {
+						t.Errorf("exit code %d", b.Int(schemas.ExitCode, r))
+					}
+				}
+			case "open":
+				switch path := b.Str(schemas.FilePath, r); {
+				case path == "/etc/hostname" && name == "cat":
+					sawOpen = true
+					if !b.Bool(schemas.FileRead, r) || b.Bool(schemas.FileWrite, r) || !strings.HasSuffix(b.Str(schemas.ProcessExe, r), "/cat") {
+						t.Errorf("open of %s by %q: read %v, write %v", path, b.Str(schemas.ProcessExe, r), b.Bool(schemas.FileRead, r), b.Bool(schemas.FileWrite, r))
+					}
+				case path == file:
+					// the forked child opens the file before it runs cat
+					sawWrite = true
+					if !b.Bool(schemas.FileWrite, r) || !b.Bool(schemas.FileCreated, r) || name != "sh" {
+						t.Errorf("open of %s by %q: write %v, created %v", path, name, b.Bool(schemas.FileWrite, r), b.Bool(schemas.FileCreated, r))
+					}
+				}
+			case "connect":
+				if pid == bash.ProcessState.Pid() && b.Uint(schemas.NetPeerPort, r) == uint64(port) {
+					sawConnect = true
+					if name != "bash" || b.Str(schemas.NetTransport, r) != "tcp" || b.Int(schemas.Result, r) != 0 {
+						t.Errorf("connect by %q over %s: %d", name, b.Str(schemas.NetTransport, r), b.Int(schemas.Result, r))
+					}
+				}
+			}
+		}
+	}
+	for what, saw := range map[string]bool{"exec of sh": sawSh, "exec of cat": sawCat, "open of /etc/hostname": sawOpen, "write": sawWrite, "connect": sawConnect, "exit": sawExit} {
+		if !saw {
+			t.Errorf("not seen: %s", what)
+		}
+	}
+	if execs != 300 {
+		t.Errorf("%d of 300 execs of true", execs)
+	}
+	for _, class := range []string{"process", "file", "network"} {
+		seen, dropped := counters["counters "+class+" kernel_seen"], counters["loss "+class+" ring_full"]
+		if seen == 0 || seen != rows[class]+dropped {
+			t.Errorf("%s: kernel saw %d, published %d, dropped %d", class, seen, rows[class], dropped)
+		}
+	}
+	if t.Failed() {
+		t.Logf("counters: %v; rows: %v", counters, rows)
+	}
+	if left, _ := filepath.Glob(filepath.Join(cfg.Kernel.BPFFS, "picket", cfg.Kernel.Instance, "*")); len(left) > 0 {
+		t.Errorf("pins left after a clean stop: %v", left)
+	}
+}

@@ -1,0 +1,247 @@
+// Package proctree keeps what is known of a node's processes: what each runs,
+// for whom, and who started it. It is seeded from /proc and then follows the
+// kernel's fork, exec and exit events. A process is its pid and its start
+// time, so that a reused pid is never mistaken for the process before it.
+package proctree
+
+import (
+	"math"
+	"sync"
+
+	"picket/schemas"
+)
+
+// Proc is a process. Its values are replaced as a whole: a *Proc that the tree
+// returned never changes, so it may be read without a lock.
+type Proc struct {
+	PID       uint32
+	Start     uint64 // CLOCK_BOOTTIME ns; 0 when only known by pid
+	Name      string // comm
+	Exe       string
+	Command   string // argv[0]
+	Args      string // the rest, joined by one space
+	Cwd       string
+	TTY       uint32
+	SessionID uint32 // pid of the session leader
+	GroupID   uint32 // pid of the process group leader
+
+	CapEffective, CapPermitted uint64
+
+	// since is when it began to run this program, CLOCK_BOOTTIME ns; 0: at
+	// its start. before is what it was until then.
+	since  uint64
+	before *Proc
+	// parent is the node of the process that forked this one.
+	parent *node
+}
+
+// node is a process's place in the tree; its Proc is replaced at exec.
+type node struct {
+	proc   *Proc
+	exited bool
+}
+
+// Parent returns the process that forked p as it is now, or nil.
+func (t *Tree) Parent(p *Proc) *Proc {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if p.parent == nil {
+		return nil
+	}
+	return p.parent.proc
+}
+
+// Ancestors appends p's ancestors to buf, parent first, at most
+// schemas.MaxAncestors, and returns it.
+func (t *Tree) Ancestors(p *Proc, buf []*Proc) []*Proc {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for n := p.parent; n != nil && len(buf) < schemas.MaxAncestors; n = n.proc.parent {
+		buf = append(buf, n.proc)
+	}
+	return buf
+}
+
+// Bounds. A node has at most kernel.pid_max processes; what has exited is kept
+// a while because events of other rings may come after it.
+const (
+	maxProcs   = 1 << 17
+	keepExited = 30 * 1e9 // ns of the kernel's clock
+	maxChain   = 64       // ancestors kept alive by a process
+)
+
+// Tree is the process table. It is safe for concurrent use.
+type Tree struct {
+	mu     sync.RWMutex
+	byPID  map[uint32]*node
+	exits  []exit // oldest first
+	missed uint64
+	full   uint64
+}
+
+type exit struct {
+	pid  uint32
+	n    *node
+	when uint64
+}
+
+// New returns an empty tree.
+func New() *Tree { return &Tree{byPID: map[uint32]*node{}} }
+
+// Get returns the process with that pid and start time as it is now, or nil. A
+// start time of 0 on either side matches any.
+func (t *Tree) Get(pid uint32, start uint64) *Proc { return t.At(pid, start, math.MaxUint64) }
+
+// At is Get at a time, CLOCK_BOOTTIME ns: an event that is handled after its
+// process went on to run another program gets the program it ran then. One
+// step back is kept.
+func (t *Tree) At(pid uint32, start, when uint64) *Proc {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := t.byPID[pid]
+	if n == nil || !same(n.proc.Start, start) {
+		return nil
+	}
+	if n.proc.before != nil && when < n.proc.since {
+		return n.proc.before
+	}
+	return n.proc
+}
+
+// sameTick is the resolution of the start times that /proc gives, ns: a
+// process seeded from there is the one whose start time lies in its tick.
+const sameTick = 10_000_000
+
+func same(a, b uint64) bool {
+	if a == b || a == 0 || b == 0 {
+		return true
+	}
+	// /proc counts in ticks, rounded down; the kernel's events do not.
+	return a%sameTick == 0 && b-b%sameTick == a || b%sameTick == 0 && a-a%sameTick == b
+}
+
+// Len returns the number of processes known, exited ones included.
+func (t *Tree) Len() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.byPID)
+}
+
+// Missed returns how many processes acted that the tree did not know: forked
+// while nobody watched.
+func (t *Tree) Missed() uint64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.missed
+}
+
+// Full returns how many processes the tree could not take in.
+func (t *Tree) Full() uint64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.full
+}
+
+// Add puts a process into the tree, as a child of the process ppid as it is
+// now. It replaces what the pid stood for before.
+func (t *Tree) Add(p Proc, ppid uint32) *Proc {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.add(p, t.byPID[ppid])
+}
+
+func (t *Tree) add(p Proc, parent *node) *Proc {
+	if parent != nil && parent.proc.PID == p.PID {
+		parent = nil
+	}
+	p.parent = parent
+	depth := 0
+	for n := parent; n != nil; n = n.proc.parent {
+		if depth++; depth == maxChain && n.proc.parent != nil {
+			cut := *n.proc
+			cut.parent = nil
+			n.proc = &cut
+		}
+	}
+	if len(t.byPID) >= maxProcs {
+		if _, known := t.byPID[p.PID]; !known {
+			t.full++
+			return &p
+		}
+	}
+	t.byPID[p.PID] = &node{proc: &p}
+	return &p
+}
+
+// Fork records that parent (pid and start) forked child. The child begins with
+// what the parent had.
+func (t *Tree) Fork(parent, child uint32, parentStart, childStart, now uint64, comm string) *Proc {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expire(now)
+	n := t.byPID[parent]
+	if n != nil && !same(n.proc.Start, parentStart) {
+		n = nil
+	}
+	p := Proc{PID: child, Start: childStart, Name: comm}
+	if n != nil {
+		p = *n.proc
+		p.PID, p.Start, p.since, p.before = child, childStart, 0, nil
+	}
+	return t.add(p, n)
+}
+
+// Exec records that a process runs another program from time now on. fill sets
+// what changed on a copy of what was known.
+func (t *Tree) Exec(pid uint32, start uint64, ppid uint32, now uint64, fill func(*Proc)) *Proc {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.byPID[pid]
+	if n == nil || !same(n.proc.Start, start) {
+		t.missed++
+		p := Proc{PID: pid, Start: start}
+		fill(&p)
+		return t.add(p, t.byPID[ppid])
+	}
+	p := *n.proc
+	old := *n.proc
+	old.before = nil
+	p.Start, p.since, p.before = start, now, &old
+	fill(&p)
+	n.proc = &p
+	return &p
+}
+
+// Miss records a process that acts without being known, with what the event
+// tells of it.
+func (t *Tree) Miss(p Proc, ppid uint32) *Proc {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.missed++
+	return t.add(p, t.byPID[ppid])
+}
+
+// Exit marks a process as gone at time now. It stays known for a while.
+func (t *Tree) Exit(pid uint32, start, now uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expire(now)
+	if n := t.byPID[pid]; n != nil && same(n.proc.Start, start) && !n.exited {
+		n.exited = true
+		t.exits = append(t.exits, exit{pid, n, now})
+	}
+}
+
+// expire forgets what exited long ago.
+func (t *Tree) expire(now uint64) {
+	i := 0
+	for ; i < len(t.exits) && (t.exits[i].when+keepExited < now || len(t.byPID) >= maxProcs); i++ {
+		if x := t.exits[i]; t.byPID[x.pid] == x.n {
+			delete(t.byPID, x.pid)
+		}
+	}
+	t.exits = t.exits[i:]
+	if i > 0 && len(t.exits) == 0 {
+		t.exits = nil
+	}
+}

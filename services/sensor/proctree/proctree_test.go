@@ -1,0 +1,185 @@
+package proctree
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func names(t *Tree, p *Proc) string {
+	s := ""
+	for _, a := range t.Ancestors(p, nil) {
+		s += a.Name + " "
+	}
+	return s
+}
+
+func TestForkExecExit(t *testing.T) {
+	tr := New()
+	tr.Add(Proc{PID: 1, Start: 1, Name: "init"}, 0)
+	tr.Fork(1, 10, 1, 100, 100, "init")
+	tr.Exec(10, 100, 1, 105, func(p *Proc) { p.Name, p.Exe = "bash", "/bin/bash" })
+	child := tr.Fork(10, 11, 100, 110, 110, "bash")
+	if child.Exe != "/bin/bash" {
+		t.Errorf("a child begins with what its parent had, got exe %q", child.Exe)
+	}
+	curl := tr.Exec(11, 110, 10, 115, func(p *Proc) { p.Name = "curl" })
+	if got := names(tr, curl); got != "bash init " {
+		t.Errorf("ancestors %q", got)
+	}
+	tr.Exec(10, 100, 1, 120, func(p *Proc) { p.Name = "zsh" })
+	if got := tr.Parent(curl).Name; got != "zsh" {
+		t.Errorf("the parent is as it is now: got %q", got)
+	}
+	if got := tr.At(10, 100, 119).Name; got != "bash" {
+		t.Errorf("an event from before the exec is told of %q", got)
+	}
+	if got := tr.At(10, 100, 120).Name; got != "zsh" {
+		t.Errorf("an event from after the exec is told of %q", got)
+	}
+	tr.Exit(10, 100, 200)
+	if got := names(tr, curl); got != "zsh init " {
+		t.Errorf("an exited parent stays an ancestor: %q", got)
+	}
+	tr.Exit(11, 110, 210)
+	if tr.Get(11, 110) == nil {
+		t.Error("an exited process must stay known for late events")
+	}
+	tr.Fork(1, 12, 1, keepExited+300, keepExited+300, "init")
+	if tr.Get(11, 110) != nil || tr.Len() != 2 {
+		t.Errorf("exited processes are forgotten in the end: %d known", tr.Len())
+	}
+}
+
+func TestPIDReuse(t *testing.T) {
+	tr := New()
+	tr.Add(Proc{PID: 1, Start: 1, Name: "init"}, 0)
+	tr.Fork(1, 10, 1, 100, 100, "init")
+	tr.Exec(10, 100, 1, 120, func(p *Proc) { p.Name = "old" })
+	old := tr.Get(10, 100)
+	tr.Exit(10, 100, 150)
+	tr.Fork(1, 10, 1, 200, 200, "init")
+	if tr.Get(10, 100) != nil {
+		t.Error("the old process must not be found under the reused pid")
+	}
+	if p := tr.Get(10, 200); p == nil || p.Name != "init" {
+		t.Errorf("the new process is %+v", p)
+	}
+	if old.Name != "old" {
+		t.Error("a process once returned changed")
+	}
+	tr.Fork(1, 12, 1, keepExited+300, keepExited+300, "init")
+	if tr.Get(10, 200) == nil {
+		t.Error("forgetting the old process took the new one along")
+	}
+	// a fork by a process whose pid now belongs to another
+	p := tr.Fork(10, 13, 999_999_999, 400, 400, "ghost")
+	if p.Name != "ghost" || names(tr, p) != "" {
+		t.Errorf("child of an unknown process: %+v, ancestors %q", p, names(tr, p))
+	}
+}
+
+func TestSeededStartMatchesKernelStart(t *testing.T) {
+	tr := New()
+	tr.Add(Proc{PID: 7, Start: 120_000_000, Name: "seeded"}, 0) // ticks of 10 ms
+	if tr.Get(7, 123_456_789) == nil {
+		t.Error("start within the tick is the same process")
+	}
+	if tr.Get(7, 130_000_001) != nil {
+		t.Error("start after the tick is another process")
+	}
+}
+
+func TestChainIsBounded(t *testing.T) {
+	tr := New()
+	tr.Add(Proc{PID: 1, Start: 1}, 0)
+	for i := uint32(2); i < 1000; i++ {
+		tr.Fork(i-1, i, uint64(i-1), uint64(i), uint64(i), "x")
+		tr.Exit(i-1, uint64(i-1), uint64(i))
+	}
+	n := 0
+	for x := tr.byPID[999].proc.parent; x != nil; x = x.proc.parent {
+		n++
+	}
+	if n > maxChain {
+		t.Errorf("%d ancestors are kept alive", n)
+	}
+}
+
+func TestSeed(t *testing.T) {
+	tr := New()
+	n, err := tr.Seed("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	me := tr.Get(uint32(os.Getpid()), 0)
+	if me == nil {
+		t.Fatalf("own process not among %d", n)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if me.Exe != exe || me.Command == "" || me.Start == 0 {
+		t.Errorf("own process: %+v", me)
+	}
+	if p := tr.Parent(me); p == nil || int(p.PID) != os.Getppid() {
+		t.Errorf("own parent: %+v", p)
+	}
+	if now := Boottime(); me.Start > now || now-me.Start > 3600e9 {
+		t.Errorf("started at %d, now %d", me.Start, now)
+	}
+}
+
+func TestParseStat(t *testing.T) {
+	fields := " S 1 2 3 34816 5 4194560 0 0 0 0 0 0 0 0 20 0 1 0 1234 0 0"
+	for _, name := range []string{"bash", "a b", "evil) R 9 9", "(sd-pam)", ""} {
+		p, ppid, err := parseStat([]byte("42 (" + name + ")" + fields))
+		if err != nil || p.Name != name || ppid != 1 || p.PID != 42 || p.TTY != 34816 || p.Start != 12_340_000_000 {
+			t.Errorf("%q: %+v, parent %d, %v", name, p, ppid, err)
+		}
+	}
+	for _, bad := range []string{"", "42", "42 (x", "x (y)" + fields, "42 (x) S 1"} {
+		if _, _, err := parseStat([]byte(bad)); err == nil {
+			t.Errorf("%q parsed", bad)
+		}
+	}
+}
+
+func TestReadGone(t *testing.T) {
+	dir := t.TempDir()
+	if _, _, err := Read(dir, 5); err == nil {
+		t.Error("a process that is gone must be an error")
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "5"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "5", "stat"), []byte("5 (k) S 2 0 0 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 7 0 0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, ppid, err := Read(dir, 5)
+	if err != nil || p.Name != "k" || ppid != 2 || p.Exe != "" {
+		t.Errorf("kernel thread: %+v %d %v", p, ppid, err)
+	}
+}
+
+func FuzzParseStat(f *testing.F) {
+	f.Add([]byte("42 (x) S 1 2 3 34816 5 4194560 0 0 0 0 0 0 0 0 20 0 1 0 1234 0 0"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if _, _, err := parseStat(b); err == nil && len(b) < 20 {
+			t.Errorf("%q parsed", b)
+		}
+	})
+}
+
+func BenchmarkForkExecExit(b *testing.B) {
+	tr := New()
+	tr.Add(Proc{PID: 1, Start: 1}, 0)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		pid, now := uint32(2+i%30000), uint64(i)*1e6
+		tr.Fork(1, pid, 1, now+1, now+1, "x")
+		tr.Exec(pid, now+1, 1, now+1, func(p *Proc) { p.Name = "true" })
+		tr.Exit(pid, now+1, now+2)
+	}
+}

@@ -1,0 +1,148 @@
+package proctree
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxArgs bounds the arguments kept of one process, bytes.
+const maxArgs = 8192
+
+// Seed adds the processes that run now, read from proc (usually "/proc"), and
+// returns how many. Attach to the kernel's events first: what forks meanwhile
+// then comes as an event. A process already known is left as it is.
+func (t *Tree) Seed(proc string) (int, error) {
+	entries, err := os.ReadDir(proc)
+	if err != nil {
+		return 0, fmt.Errorf("processes: %w", err)
+	}
+	type found struct {
+		p    Proc
+		ppid uint32
+	}
+	byPID := map[uint32]found{}
+	for _, e := range entries {
+		pid, err := strconv.ParseUint(e.Name(), 10, 32)
+		if err != nil {
+			continue
+		}
+		if p, ppid, err := Read(proc, uint32(pid)); err == nil {
+			byPID[p.PID] = found{p, ppid}
+		}
+	}
+	// Parents first, so that each finds its own in the tree.
+	n := 0
+	var put func(pid uint32, depth int)
+	put = func(pid uint32, depth int) {
+		f, ok := byPID[pid]
+		if !ok || depth > len(entries) {
+			return
+		}
+		delete(byPID, pid)
+		put(f.ppid, depth+1)
+		if t.Get(f.p.PID, f.p.Start) == nil {
+			t.Add(f.p, f.ppid)
+			n++
+		}
+	}
+	for len(byPID) > 0 {
+		for pid := range byPID {
+			put(pid, 0)
+			break
+		}
+	}
+	return n, nil
+}
+
+// Read reads one process from proc, and its parent's pid.
+func Read(proc string, pid uint32) (p Proc, ppid uint32, err error) {
+	dir := filepath.Join(proc, strconv.Itoa(int(pid)))
+	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		return p, 0, err
+	}
+	p, ppid, err = parseStat(stat)
+	if err != nil {
+		return p, 0, fmt.Errorf("%s/stat: %w", dir, err)
+	}
+	// What follows is missing for kernel threads and for what exits now:
+	// the process is then known by its name alone.
+	p.Exe, _ = os.Readlink(filepath.Join(dir, "exe"))
+	p.Exe = strings.TrimSuffix(p.Exe, " (deleted)")
+	p.Cwd, _ = os.Readlink(filepath.Join(dir, "cwd"))
+	if cmd, err := os.ReadFile(filepath.Join(dir, "cmdline")); err == nil {
+		p.Command, p.Args = SplitArgs(cmd[:min(len(cmd), maxArgs)])
+	}
+	if status, err := os.ReadFile(filepath.Join(dir, "status")); err == nil {
+		p.CapEffective = statusHex(status, "CapEff:")
+		p.CapPermitted = statusHex(status, "CapPrm:")
+	}
+	return p, ppid, nil
+}
+
+// SplitArgs splits arguments that each end in a NUL byte into the first and
+// the rest joined by one space.
+func SplitArgs(args []byte) (command, rest string) {
+	args = bytes.TrimSuffix(args, []byte{0})
+	first, others, _ := bytes.Cut(args, []byte{0})
+	return string(first), string(bytes.ReplaceAll(others, []byte{0}, []byte{' '}))
+}
+
+func statusHex(status []byte, key string) uint64 {
+	_, after, ok := bytes.Cut(status, []byte("\n"+key))
+	if !ok {
+		return 0
+	}
+	line, _, _ := bytes.Cut(after, []byte{'\n'})
+	n, _ := strconv.ParseUint(string(bytes.TrimSpace(line)), 16, 64)
+	return n
+}
+
+// parseStat reads /proc/<pid>/stat (proc_pid_stat(5)). The name is in
+// parentheses and may hold any character.
+func parseStat(b []byte) (p Proc, ppid uint32, err error) {
+	bad := errors.New("unexpected form")
+	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if open < 0 || end < open {
+		return p, 0, bad
+	}
+	pid, err := strconv.ParseUint(string(bytes.TrimSpace(b[:open])), 10, 32)
+	if err != nil {
+		return p, 0, bad
+	}
+	f := strings.Fields(string(b[end+1:])) // f[0] is field 3, state
+	if len(f) < 20 {
+		return p, 0, bad
+	}
+	num := func(field int) uint64 {
+		n, e := strconv.ParseInt(f[field-3], 10, 64)
+		if e != nil {
+			err = bad
+		}
+		return uint64(n)
+	}
+	ppid = uint32(num(4))
+	p = Proc{PID: uint32(pid), Name: string(b[open+1 : end]), GroupID: uint32(num(5)), SessionID: uint32(num(6)), TTY: uint32(num(7)),
+		Start: num(22) * (1e9 / ticksPerSecond)}
+	return p, ppid, err
+}
+
+// ticksPerSecond is USER_HZ, which Linux fixes at 100 on every architecture
+// that Picket supports.
+const ticksPerSecond = 100
+
+// Boottime returns CLOCK_BOOTTIME, ns.
+func Boottime() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic("clock_gettime(CLOCK_BOOTTIME): " + err.Error()) // cannot fail since Linux 2.6.39
+	}
+	return uint64(ts.Nano())
+}

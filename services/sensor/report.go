@@ -1,0 +1,143 @@
+package sensor
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"picket/bpf"
+	"picket/internal/health"
+	"picket/schemas"
+)
+
+// Names of the kernel's running totals, as counters of class health. They
+// begin when the programs are loaded and go on over restarts of the sensor:
+// seen = submitted + lost to full rings.
+const (
+	counterSeen      = "kernel_seen"
+	counterSubmitted = "kernel_submitted"
+	counterFiltered  = "kernel_filtered"
+	counterThreads   = "kernel_threads"
+	counterMissed    = "kernel_missed"
+	counterErrors    = "kernel_errors_" // + kind
+)
+
+type metrics struct {
+	kernel    *prometheus.GaugeVec
+	read      *prometheus.CounterVec
+	tree      prometheus.Gauge
+	unknown   prometheus.Gauge
+	unnamed   prometheus.Counter
+	unordered prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		kernel:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "picket_sensor_kernel_events", Help: "Kernel's running totals since the programs were loaded, by class and counter (kernel_seen = kernel_submitted + ring_full)."}, []string{"class", "counter"}),
+		read:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "picket_sensor_read_events_total", Help: "Events read from the ring buffers."}, []string{"class"}),
+		tree:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "picket_sensor_process_tree_processes", Help: "Processes known, those that exited a short while ago included."}),
+		unknown:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "picket_sensor_process_tree_unknown", Help: "Processes that acted without their fork or exec having been seen."}),
+		unnamed:   prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_cgroup_unresolved_events_total", Help: "Events whose cgroup was gone before it could be named."}),
+		unordered: prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_order_timeouts_total", Help: "File and network events that did not wait any longer for an earlier process event."}),
+	}
+	reg.MustRegister(m.kernel, m.read, m.tree, m.unknown, m.unnamed, m.unordered)
+	return m
+}
+
+// report publishes the sensor's figures until ctx ends, and the last ones
+// then: the lanes have stopped by that time, so they are final.
+func (s *sensor) report(ctx context.Context) {
+	tick := time.NewTicker(health.Interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.syncClock()
+			s.account()
+		case <-ctx.Done():
+			s.account()
+			return
+		}
+	}
+}
+
+// account takes the kernel's counters into the metrics and a health report.
+func (s *sensor) account() {
+	counters, err := s.kernel.Counters()
+	if err != nil {
+		s.log.Error("kernel counters", "error", err)
+		return
+	}
+	var sum [bpf.NumClasses]bpf.ClassCounters
+	for _, c := range counters {
+		t := &sum[c.Class]
+		t.Seen += c.Seen
+		t.Submitted += c.Submitted
+		t.RingFull += c.RingFull
+		t.Filtered += c.Filtered
+		t.Threads += c.Threads
+		for i, n := range c.Errors {
+			t.Errors[i] += n
+		}
+	}
+	ringFull := make([]uint64, bpf.NumClasses)
+	for i, t := range sum {
+		class := bpf.Class(i).String()
+		count := func(name string, n uint64) {
+			s.health.Count(class, name, n)
+			s.metrics.kernel.WithLabelValues(class, name).Set(float64(n))
+		}
+		count(counterSeen, t.Seen)
+		count(counterSubmitted, t.Submitted)
+		count(counterFiltered, t.Filtered)
+		for k, n := range t.Errors {
+			if n > 0 {
+				count(counterErrors+bpf.ErrorKind(k).String(), n)
+			}
+		}
+		if bpf.Class(i) == bpf.ClassProcess {
+			count(counterThreads, t.Threads)
+		}
+		s.health.Lost(class, schemas.LossRingFull, t.RingFull-s.ringFull[i])
+		s.ringFull[i], ringFull[i] = t.RingFull, t.RingFull
+	}
+	if missed, err := s.kernel.Missed(); err == nil && missed > 0 {
+		s.health.Count("", counterMissed, missed)
+	}
+	s.metrics.tree.Set(float64(s.tree.Len()))
+	s.metrics.unknown.Set(float64(s.tree.Missed()))
+	s.health.Flush(func(subject string, data []byte, rows int) error {
+		return s.box.Put(subject, data, rows, note{Boot: s.bootID, RingFull: ringFull}, func() { s.saveReported(ringFull) })
+	})
+}
+
+// The reported losses are kept in a file beside the spool, and in the note of
+// the report while that is spooled: whichever is further counts.
+
+func (s *sensor) reportedPath() string { return filepath.Join(s.cfg.StateDir, "reported.json") }
+
+func (s *sensor) saveReported(ringFull []uint64) {
+	b, err := json.Marshal(note{Boot: s.bootID, RingFull: ringFull})
+	if err == nil {
+		tmp := s.reportedPath() + ".tmp"
+		if err = os.WriteFile(tmp, b, 0o640); err == nil {
+			err = os.Rename(tmp, s.reportedPath())
+		}
+	}
+	if err != nil {
+		s.log.Warn("reported losses not noted; a crash now would report them again", "error", err)
+	}
+}
+
+func (s *sensor) loadReported() {
+	b, err := os.ReadFile(s.reportedPath())
+	var n note
+	if err != nil || json.Unmarshal(b, &n) != nil || n.Boot != s.bootID {
+		return // nothing was reported under these programs
+	}
+	copy(s.ringFull[:], n.RingFull)
+}

@@ -1,0 +1,251 @@
+// Package sensor watches a node: it reads the kernel's events, adds what is
+// known of the process that acted, and publishes them as Arrow batches.
+//
+//	bpf rings ─▶ lane (one per class) ─▶ outbox (spool) ─▶ PICKET_RAW
+//	               │ proctree, containerid, redact
+//
+// It knows nothing of Kubernetes' API, of rules or of storage.
+package sensor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"picket/bpf"
+	"picket/internal/health"
+	"picket/internal/outbox"
+	"picket/internal/service"
+	"picket/schemas"
+	"picket/services/sensor/containerid"
+	"picket/services/sensor/passwd"
+	"picket/services/sensor/proctree"
+	"picket/services/sensor/redact"
+)
+
+// Outbox takes encoded batches: the spool of a running sensor, or a file that
+// records. See outbox.Put for the contract.
+type Outbox interface {
+	Put(subject string, data []byte, rows int, note any, stored func()) error
+	RunID() string
+}
+
+// stopGrace is how long a stopping sensor tries to publish what is spooled.
+const stopGrace = 5 * time.Second
+
+// Run runs the sensor until ctx ends. It stops at once, with one sentence,
+// when the machine or the process's rights lack something.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	rt, err := service.Start("sensor", cfg.NATS, cfg.Log, cfg.Admin)
+	if err != nil {
+		return err
+	}
+	defer rt.Close()
+	box, err := outbox.Open(filepath.Join(cfg.StateDir, "spool"), cfg.SpoolBytes, "sensor", rt.Bus, rt.Log, rt.Metrics)
+	if err != nil {
+		return err
+	}
+	notes := box.Notes()
+	s, err := newSensor(cfg, box, notes, rt.Log, rt.Metrics)
+	if err != nil {
+		return errors.Join(err, box.Close())
+	}
+	rt.SetReady("kernel", func() error { return nil })
+
+	// The lanes stop first, then the last figures are spooled, then the
+	// outbox empties itself as far as NATS takes it.
+	g, gctx := errgroup.WithContext(ctx)
+	boxCtx, stopBox := context.WithCancel(context.Background())
+	defer stopBox()
+	g.Go(func() error { return box.Run(boxCtx, stopGrace) })
+	g.Go(func() error {
+		defer stopBox()
+		return s.run(gctx)
+	})
+	return g.Wait()
+}
+
+// Record runs a sensor that hands its batches to box instead of NATS, until
+// ctx ends. It loads programs of its own, beside those of a running sensor.
+func Record(ctx context.Context, cfg Config, box Outbox, log *slog.Logger) error {
+	s, err := newSensor(cfg, box, nil, log, prometheus.NewRegistry())
+	if err != nil {
+		return err
+	}
+	return s.run(ctx)
+}
+
+// sensor is what the lanes share.
+type sensor struct {
+	cfg     Config
+	log     *slog.Logger
+	box     Outbox
+	kernel  *bpf.Kernel
+	tree    *proctree.Tree
+	cgroups *containerid.Resolver
+	users   *passwd.Names
+	groups  *passwd.Names
+	redact  *redact.Policy
+	health  *health.Reporter
+	metrics *metrics
+
+	bootID string
+	// offset is what to add to CLOCK_BOOTTIME for wall clock time, ns; it
+	// follows the wall clock when somebody sets it.
+	offset atomic.Int64
+	// handled has, per CPU, the number of the last process event that the
+	// tree has taken in.
+	handled []atomic.Uint64
+	// late counts, per class and CPU, events that the previous run had
+	// spooled without noting it in the ledger.
+	late [bpf.NumClasses][]uint64
+	// ringFull has, per class, what was reported as lost by a full ring since
+	// the programs were loaded, by this run and those before it.
+	ringFull [bpf.NumClasses]uint64
+}
+
+func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger, reg prometheus.Registerer) (*sensor, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("boot id: %w", err)
+	}
+	s := &sensor{
+		cfg: cfg, log: log, box: box, bootID: strings.TrimSpace(string(boot)),
+		tree:  proctree.New(),
+		users: passwd.Open("/etc/passwd"), groups: passwd.Open("/etc/group"),
+		health:  health.New("sensor", cfg.Cluster, cfg.Node, box.RunID(), log, reg),
+		metrics: newMetrics(reg),
+	}
+	if cfg.Redact.Enabled {
+		s.redact = redact.New(cfg.Redact.Words)
+	}
+	if s.cgroups, err = containerid.NewResolver(); err != nil {
+		return nil, err
+	}
+	s.kernel, err = bpf.Load(bpf.Options{Instance: cfg.Kernel.Instance, BPFFS: cfg.Kernel.BPFFS,
+		ProcessRing: cfg.Kernel.ProcessRing, FileRing: cfg.Kernel.FileRing, NetworkRing: cfg.Kernel.NetworkRing})
+	if err != nil {
+		s.cgroups.Close()
+		return nil, err
+	}
+	s.syncClock()
+	s.handled = make([]atomic.Uint64, s.kernel.CPUs())
+	if err := s.takeUp(notes); err != nil {
+		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
+	}
+	if err := s.kernel.SetWatchedPaths(cfg.Kernel.WatchedPaths); err != nil {
+		return nil, errors.Join(fmt.Errorf("kernel.watched_paths: %w", err), s.kernel.Close(true), s.cgroups.Close())
+	}
+	n, err := s.tree.Seed("/proc")
+	if err != nil {
+		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
+	}
+	log.Info("watching", "cluster", cfg.Cluster, "node", cfg.Node, "resumed", s.kernel.Resumed(), "processes", n)
+	return s, nil
+}
+
+// note is kept with every spooled batch: where the ledger stands once the
+// batch is safe.
+type note struct {
+	Boot     string    `json:"boot"`
+	Class    bpf.Class `json:"class"`
+	Ledger   []uint64  `json:"ledger,omitempty"`    // by CPU
+	RingFull []uint64  `json:"ring_full,omitempty"` // by class: reported so far
+}
+
+// takeUp brings the ledger up to what the previous run had spooled: it may
+// have died between writing a batch and noting it.
+func (s *sensor) takeUp(notes []json.RawMessage) error {
+	if a := s.kernel.Abandoned(); a.Replaced {
+		s.log.Warn("an earlier sensor of another version or configuration did not stop cleanly; what it had not published is lost", "unknown", a.Unknown)
+		for class, n := range a.Events {
+			s.health.Lost(bpf.Class(class).String(), schemas.LossSensorRestart, n)
+		}
+	}
+	for c := range s.late {
+		s.late[c] = make([]uint64, s.kernel.CPUs())
+	}
+	if !s.kernel.Resumed() {
+		return nil
+	}
+	s.loadReported()
+	for _, raw := range notes {
+		var n note
+		if err := json.Unmarshal(raw, &n); err != nil {
+			return fmt.Errorf("note of a spooled batch: %w", err)
+		}
+		if n.Boot != s.bootID || n.Class >= bpf.NumClasses {
+			continue
+		}
+		for class, reported := range n.RingFull[:min(len(n.RingFull), bpf.NumClasses)] {
+			s.ringFull[class] = max(s.ringFull[class], reported)
+		}
+		for cpu, have := range n.Ledger[:min(len(n.Ledger), s.kernel.CPUs())] {
+			if old := s.kernel.Ledger().Load(uint32(cpu), n.Class); have > old {
+				s.kernel.Ledger().Add(uint32(cpu), n.Class, have-old)
+				s.late[n.Class][cpu] += have - old
+			}
+		}
+	}
+	// Until the backlog is read nobody waits for process events in it.
+	counters, err := s.kernel.Counters()
+	if err != nil {
+		return err
+	}
+	for _, c := range counters {
+		if c.Class == bpf.ClassProcess {
+			s.handled[c.CPU].Store(c.Submitted)
+		}
+	}
+	return nil
+}
+
+// run reads until ctx ends; then it detaches the programs and reads what is
+// still in the rings, so that a clean stop loses nothing that was seen.
+func (s *sensor) run(ctx context.Context) error {
+	defer s.cgroups.Close()
+	lanes, ctx := errgroup.WithContext(ctx)
+	stopping := make(chan struct{})
+	for _, r := range s.kernel.Readers() {
+		l := newLane(s, r)
+		lanes.Go(func() error { return l.run(stopping) })
+	}
+	lanes.Go(func() error {
+		defer close(stopping)
+		<-ctx.Done()
+		if s.cfg.Kernel.KeepOnStop {
+			return nil
+		}
+		return s.kernel.Detach()
+	})
+	reports, stopReports := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.report(reports) })
+	err := lanes.Wait()
+	stopReports()
+	wg.Wait()
+	return errors.Join(err, s.kernel.Close(s.cfg.Kernel.KeepOnStop || err != nil))
+}
+
+// syncClock measures the distance between wall clock and CLOCK_BOOTTIME.
+func (s *sensor) syncClock() {
+	var wall, boot unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_REALTIME, &wall) == nil && unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot) == nil {
+		s.offset.Store(wall.Nano() - boot.Nano())
+	}
+}
