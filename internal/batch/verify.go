@@ -109,6 +109,55 @@ func verify(data []byte) error {
 	}
 }
 
+// verifyFile checks the framing and the metadata of an Arrow IPC file: its
+// footer, and the message of every block that the footer names.
+func verifyFile(data []byte) error {
+	// … footer, its length in 4 bytes, ARROW1
+	tail := len(data) - len(fileMagic) - 4
+	if tail < 8 || string(data[:len(fileMagic)]) != fileMagic || string(data[tail+4:]) != fileMagic {
+		return fmt.Errorf("%w: not an arrow file, or cut short", errMalformed)
+	}
+	size := int(binary.LittleEndian.Uint32(data[tail:]))
+	if size > tail {
+		return fmt.Errorf("%w: footer of %d bytes", errMalformed, size)
+	}
+	v := verifier{buf: data[tail-size : tail]}
+	root, ok := v.offset(0)
+	if !ok {
+		return errMalformed
+	}
+	at, err := v.table(root, &shape{"Footer", []slot{{size: 2}, {kind: table, of: shapeSchema}, {kind: structs, size: 24}, {kind: structs, size: 24}, {kind: tables, of: shapeKeyValue}}}, 0)
+	if err != nil {
+		return err
+	}
+	for _, blocks := range at[2:4] {
+		if blocks == 0 {
+			continue
+		}
+		start, n, err := v.vector(blocks, 24)
+		if err != nil {
+			return err
+		}
+		for i := range n {
+			block := v.buf[start+24*i:]
+			offset, meta, body := int64(binary.LittleEndian.Uint64(block)), int64(int32(binary.LittleEndian.Uint32(block[8:]))), int64(binary.LittleEndian.Uint64(block[16:]))
+			if offset < 0 || meta < 8 || body < 0 || offset > int64(tail) || meta > int64(tail)-offset || body > int64(tail)-offset-meta {
+				return fmt.Errorf("%w: block at %d of %d and %d bytes", errMalformed, offset, meta, body)
+			}
+			if binary.LittleEndian.Uint32(data[offset:]) != 0xffffffff || int64(binary.LittleEndian.Uint32(data[offset+4:])) > meta-8 {
+				return fmt.Errorf("%w: block at %d is no message", errMalformed, offset)
+			}
+			m := verifier{buf: data[offset+8 : offset+meta]}
+			if _, err := m.message(body); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+const fileMagic = "ARROW1"
+
 type verifier struct {
 	buf    []byte
 	tables int
