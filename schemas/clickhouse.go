@@ -116,7 +116,7 @@ func definition(name, typ, codec, doc string) string {
 	if codec != "" {
 		codec = " CODEC(" + codec + ")"
 	}
-	return fmt.Sprintf("%s %s%s COMMENT '%s'", name, typ, codec, strings.ReplaceAll(doc, "'", "''"))
+	return fmt.Sprintf("%s %s COMMENT '%s'%s", name, typ, strings.ReplaceAll(doc, "'", "''"), codec)
 }
 
 // Column is a column of a table that the field registry does not describe.

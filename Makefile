@@ -1,0 +1,76 @@
+# Picket. `make help` lists the targets.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+export GOTOOLCHAIN := local
+GO        ?= go
+GOBUILD   := CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath
+COMMANDS  := $(notdir $(wildcard cmd/*))
+CLANG     ?= clang-19
+FUZZTIME  ?= 10s
+
+##@ Start here
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*##/ {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: deps build ## Fetch, build, start everything, simulate attacks, show the alerts, check that all parts agree, stop
+	@bin/picket demo
+
+.PHONY: test
+test: deps deps-test build lint check-generated ## Everything CI runs: build, lint, generated files, all tests, race tests
+	@if [ "$$(id -u)" != 0 ]; then echo "=== NOT ROOT: tests of the live kernel are left out; run as root for all of them ==="; fi
+	$(GO) test -timeout 20m ./...
+	$(GO) test -race -timeout 20m $(RACE)
+	@echo "make test: all passed"
+
+##@ Build
+
+.PHONY: build
+build: ## Build all commands into bin/
+	@mkdir -p bin
+	$(GOBUILD) -o bin/ ./cmd/...
+
+.PHONY: deps
+deps: ## Install what building and running need: Go modules, the ClickHouse library
+	@scripts/install.sh run
+	@scripts/fetch-chdb.sh
+
+.PHONY: deps-test
+deps-test: ## Install what tests and generating need: gcc, clang
+	@scripts/install.sh test
+
+.PHONY: generate
+generate: ## Compile the eBPF programs and write reference pages (needs clang)
+	$(GO) generate ./bpf
+	$(GO) run ./internal/docsgen
+
+.PHONY: check-generated
+check-generated: ## Fail if a generated file is not what its source gives
+	@scripts/check-generated.sh
+
+##@ Test
+
+# Packages where goroutines share state; the race detector needs cgo (gcc).
+RACE := ./internal/batch ./internal/bus ./internal/outbox ./internal/rules ./services/enricher ./services/auditlog-ingest ./services/sensor/...
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@x="$$(gofmt -l $$(git ls-files '*.go'))"; [ -z "$$x" ] || { echo "not gofmt-clean: $$x"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+.PHONY: fuzz-short
+fuzz-short: ## Run every fuzz target for FUZZTIME each
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: ## Run the benchmarks (benchstat-able) and the latency benchmark
+	$(GO) test -run '^$$' -bench . -benchmem ./internal/... ./services/... ./bpf
+	$(GO) run ./test/latency
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin

