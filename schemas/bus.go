@@ -81,11 +81,14 @@ const (
 	LossDeadLetter = "dead_letter"
 	// LossOversized: one event larger than a batch may be.
 	LossOversized = "oversized"
+	// LossSourceGap: the source removed audit records before they were read;
+	// counted once for each gap, since nobody knows how many.
+	LossSourceGap = "source_gap"
 )
 
 // LossReasons lists every loss reason.
 func LossReasons() []string {
-	return []string{LossRingFull, LossSensorRestart, LossDecode, LossSpoolFull, LossStreamLimit, LossDeadLetter, LossOversized}
+	return []string{LossRingFull, LossSensorRestart, LossDecode, LossSpoolFull, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap}
 }
 
 // Token makes a name safe as one token of a NATS subject: dots, spaces,

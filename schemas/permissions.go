@@ -36,7 +36,7 @@ func PermissionsOf(service, cluster, node string) Permissions {
 		node = Token(node)
 	}
 	p := Permissions{
-		Publish:   []string{"$JS.API.INFO", DeadSubject(service)},
+		Publish:   []string{"$JS.API.INFO", DeadSubject(service), "$JS.API.STREAM.INFO." + StreamDead},
 		Subscribe: []string{"_INBOX_" + Token(service) + ".>"},
 	}
 	info := func(streams ...string) {

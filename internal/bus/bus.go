@@ -5,6 +5,8 @@
 package bus
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -144,4 +146,11 @@ func (b *Bus) Ready() error {
 		return fmt.Errorf("nats is %s", b.NC.Status())
 	}
 	return nil
+}
+
+// NewRunID returns the random 128-bit id of a process's run, in hex.
+func NewRunID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(b[:])
 }

@@ -174,17 +174,24 @@ type DeadLetter struct {
 	Stream   string // empty: not from a stream
 	Sequence uint64
 	Cause    error
+	// Length and Sum (SHA-256) are those of the whole, for a caller that has
+	// only its beginning or has redacted it. Zero: those of data.
+	Length int64
+	Sum    [sha256.Size]byte
 }
 
 // DeadLetter stores the first schemas.MaxDeadBytes of data on PICKET_DEAD and
 // returns when JetStream has it, after at most ten seconds.
 func (b *Bus) DeadLetter(ctx context.Context, data []byte, d DeadLetter) error {
-	sum := sha256.Sum256(data)
+	sum, length := d.Sum, d.Length
+	if length == 0 {
+		sum, length = sha256.Sum256(data), int64(len(data))
+	}
 	msg := nats.NewMsg(schemas.DeadSubject(b.service))
 	msg.Data = data[:min(len(data), schemas.MaxDeadBytes)]
 	msg.Header.Set(schemas.HeaderReason, fault.Reason(d.Cause)+": "+oneLine(d.Cause.Error()))
 	msg.Header.Set(schemas.HeaderSubject, d.Subject)
-	msg.Header.Set(schemas.HeaderLength, strconv.Itoa(len(data)))
+	msg.Header.Set(schemas.HeaderLength, strconv.FormatInt(length, 10))
 	msg.Header.Set(schemas.HeaderSHA256, hex.EncodeToString(sum[:]))
 	id := "dead-" + hex.EncodeToString(sum[:])
 	if d.Stream != "" {

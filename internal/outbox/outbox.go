@@ -9,9 +9,7 @@ package outbox
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -99,7 +97,7 @@ func Open(dir string, maxBytes int64, service string, b *bus.Bus, log *slog.Logg
 	}
 	ns := "picket_" + strings.ReplaceAll(service, "-", "_") + "_"
 	o := &Outbox{
-		dir: dir, max: maxBytes, bus: b, log: log, run: newRun(), next: 1, cumulative: map[string]uint64{},
+		dir: dir, max: maxBytes, bus: b, log: log, run: bus.NewRunID(), next: 1, cumulative: map[string]uint64{},
 		wake: make(chan struct{}, 1), lock: lock,
 		published: prometheus.NewCounterVec(prometheus.CounterOpts{Name: ns + "published_events_total", Help: "Events that JetStream has acknowledged."}, []string{"class"}),
 		duplicate: prometheus.NewCounter(prometheus.CounterOpts{Name: ns + "duplicate_ids_total", Help: "First publishes that JetStream took for duplicates: somebody guessed or reused a message id."}),
@@ -113,12 +111,6 @@ func Open(dir string, maxBytes int64, service string, b *bus.Bus, log *slog.Logg
 		return nil, err
 	}
 	return o, nil
-}
-
-func newRun() string {
-	var b [16]byte
-	rand.Read(b[:]) // never fails (crypto/rand)
-	return hex.EncodeToString(b[:])
 }
 
 // Close gives the folder up without publishing: for when Run was never called.
@@ -427,7 +419,7 @@ func (o *Outbox) rename(e *entry) error {
 	if err != nil {
 		return err
 	}
-	e.Run, e.Batch, e.first = newRun(), 1, true
+	e.Run, e.Batch, e.first = bus.NewRunID(), 1, true
 	old := e.size
 	err = o.write(e, data)
 	o.mu.Lock()

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"picket/internal/store"
+)
+
+// formats are ClickHouse's names of what -o offers.
+var formats = map[string]string{"table": "PrettyCompactMonoBlock", "json": "JSONEachRow", "csv": "CSVWithNames"}
+
+func newQuery(t *target) *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use:   "query SQL",
+		Short: "Ask ClickHouse: events, alerts and Picket's health are tables of the database picket",
+		Example: `  picket query "SELECT rule, count() FROM alerts FINAL GROUP BY rule ORDER BY 2 DESC"
+  picket query "SELECT time, process_name, process_command_line FROM process WHERE action = 'exec' ORDER BY time DESC LIMIT 20"
+  picket query "DESCRIBE network" -o json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			format, ok := formats[output]
+			if !ok {
+				return fmt.Errorf("-o %s: use table, json or csv", output)
+			}
+			s, err := t.store()
+			if err != nil {
+				return err
+			}
+			return copyQuery(cmd, s, args[0], format, cmd.OutOrStdout())
+		},
+	}
+	c.Flags().StringVarP(&output, "output", "o", "table", "table, json (an object a line) or csv")
+	return c
+}
+
+// copyQuery writes a query's result to out as ClickHouse formats it.
+func copyQuery(cmd *cobra.Command, s store.Config, sql, format string, out io.Writer) error {
+	db, err := store.Open(s, commandLog(cmd))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	r, err := db.Query(cmd.Context(), sql, format)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(out, r)
+	return err
+}
+
+// queryRows returns a query's result as text.
+func queryRows(cmd *cobra.Command, s store.Config, sql string) ([][]string, error) {
+	db, err := store.Open(s, commandLog(cmd))
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	r, err := db.Query(cmd.Context(), sql, "JSONCompactStringsEachRow")
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	var rows [][]string
+	for dec := json.NewDecoder(r); ; {
+		var row []string
+		if err := dec.Decode(&row); errors.Is(err, io.EOF) {
+			return rows, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("answer of ClickHouse: %w", err)
+		}
+		rows = append(rows, row)
+	}
+}
+
+// table writes aligned columns.
+type table struct{ w *tabwriter.Writer }
+
+func newTable(out io.Writer, head ...string) table {
+	t := table{tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)}
+	t.row(head...)
+	return t
+}
+
+func (t table) row(cells ...string) {
+	for i, c := range cells {
+		cells[i] = clean(c)
+	}
+	fmt.Fprintln(t.w, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
+}
+
+func (t table) flush() error { return t.w.Flush() }

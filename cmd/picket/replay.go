@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"picket/internal/batch"
+	"picket/internal/rules"
+	"picket/schemas"
+	auditlogingest "picket/services/auditlog-ingest"
+	"picket/services/detector"
+	"picket/services/enricher"
+)
+
+// maxReplayFile bounds a file that is replayed, bytes: it is read as a whole.
+const maxReplayFile = 2 << 30
+
+func newReplay() *cobra.Command {
+	var (
+		format string
+		paths  []string
+	)
+	c := &cobra.Command{
+		Use:   "replay --format capture|kube-audit FILE...",
+		Short: "Run rules over recordings, offline: alerts are JSON lines on standard output",
+		Long: `Runs rules over recordings without NATS or ClickHouse. Each alert is one JSON
+line on standard output, with rule, severity and time, and nothing else is
+written there. The exit code is 0 whether or not alerts were raised.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, files []string) error {
+			set, warnings, err := detector.LoadRules(paths)
+			for _, w := range warnings {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w.String())
+			}
+			if err != nil {
+				return err
+			}
+			out := bufio.NewWriterSize(cmd.OutOrStdout(), 64<<10)
+			r := &replay{eval: set.NewEvaluator(), join: enricher.New(), out: json.NewEncoder(out)}
+			r.out.SetEscapeHTML(false)
+			read := map[string]func([]byte) error{"capture": r.capture, "kube-audit": r.kubeAudit}[format]
+			if read == nil {
+				return fmt.Errorf("--format %q: use capture or kube-audit", format)
+			}
+			for _, name := range files {
+				if err := r.file(name, read, cmd.ErrOrStderr()); err != nil {
+					return errors.Join(fmt.Errorf("%s: %w", name, err), out.Flush())
+				}
+			}
+			if err := out.Flush(); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "%d events, %d alerts\n", r.events, r.alerts)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&format, "format", "", "capture (of picket record) or kube-audit (audit.k8s.io/v1 events, one a line)")
+	c.Flags().StringArrayVar(&paths, "rules", nil, "rule file or folder, repeatable, in place of the pack that comes with Picket")
+	if err := c.MarkFlagRequired("format"); err != nil {
+		panic(err) // the flag is declared above
+	}
+	return c
+}
+
+type replay struct {
+	eval *rules.Evaluator
+	join *enricher.Enricher
+	out  *json.Encoder
+
+	events, alerts, refused int
+}
+
+func (r *replay) file(name string, read func([]byte) error, errOut io.Writer) error {
+	in := os.Stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		in = f
+	}
+	data, err := io.ReadAll(io.LimitReader(in, maxReplayFile+1))
+	if err != nil {
+		return err
+	}
+	if len(data) > maxReplayFile {
+		return fmt.Errorf("larger than %d bytes", maxReplayFile)
+	}
+	r.refused = 0
+	if err := read(data); err != nil {
+		return err
+	}
+	if r.refused > 0 {
+		fmt.Fprintf(errOut, "%s: %d records refused\n", name, r.refused)
+	}
+	return nil
+}
+
+func (r *replay) capture(data []byte) error { return batch.ReadCapture(data, r.evaluate) }
+
+func (r *replay) kubeAudit(data []byte) error {
+	n := auditlogingest.NewNormalizer("replay", "file", "file", auditlogingest.DefaultRedact())
+	b := batch.NewBuilder(schemas.Audit, schemas.RawColumns(schemas.Audit))
+	flush := func() error {
+		if b.Len() == 0 {
+			return nil
+		}
+		err := r.evaluate(b.Batch())
+		b.Reset()
+		return err
+	}
+	for line := range bytes.Lines(data) {
+		if line = bytes.TrimSpace(line); len(line) == 0 {
+			continue
+		}
+		if err := n.Append(b, line); err != nil {
+			r.refused++
+			continue
+		}
+		if b.Full() {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// replayedAlert is a replayed alert.
+type replayedAlert struct {
+	Time       time.Time         `json:"time"`
+	Severity   string            `json:"severity"`
+	Rule       string            `json:"rule"`
+	Message    string            `json:"message"`
+	AlertID    string            `json:"alert_id"`
+	EventID    string            `json:"event_id"`
+	Class      string            `json:"class"`
+	Cluster    string            `json:"cluster"`
+	Node       string            `json:"node"`
+	Priority   string            `json:"priority"`
+	Tags       []string          `json:"tags,omitempty"`
+	Techniques []string          `json:"techniques,omitempty"`
+	Fields     map[string]string `json:"output_fields,omitempty"`
+}
+
+func (r *replay) evaluate(b *batch.Batch) error {
+	joined, err := r.join.Enrich(b, schemas.Token(b.Str(schemas.Cluster, 0)), schemas.Token(b.Str(schemas.Node, 0)))
+	if err != nil {
+		return err
+	}
+	r.events += joined.Rows()
+	for _, f := range detector.Evaluate(r.eval, joined) {
+		r.alerts++
+		a := replayedAlert{Time: f.Unmapped.Time, Severity: f.SeverityID.String(), Rule: f.Unmapped.Rule, Message: f.Message,
+			AlertID: f.FindingInfo.UID, EventID: f.Evidences[0].UID, Class: f.Unmapped.Class, Cluster: f.Unmapped.Cluster, Node: f.Unmapped.Node,
+			Priority: f.Unmapped.Priority, Tags: f.Metadata.Labels, Fields: f.Unmapped.Fields}
+		for _, t := range f.FindingInfo.Attacks {
+			a.Techniques = append(a.Techniques, t.Technique.UID)
+		}
+		if err := r.out.Encode(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,5 @@
+//go:build race
+
+package chdb
+
+const raceDetector = true

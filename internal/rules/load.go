@@ -1,0 +1,684 @@
+package rules
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"picket/schemas"
+)
+
+// Options say how Load judges.
+type Options struct {
+	// Strict makes an error of what Picket lacks: a field of Falco's that no
+	// event has yet, an event source that is not read, a rule that no event
+	// can match. Otherwise the rule is left out with a Warning, so that files
+	// of the community load. Other faults are errors either way.
+	Strict bool
+}
+
+// Rule is one loaded rule. It does not change after Load.
+type Rule struct {
+	Name        string
+	Description string
+	// Priority is Falco's, as written; Severity is what it maps onto.
+	Priority string
+	Severity schemas.Severity
+	// Source is syscall or k8s_audit.
+	Source string
+	Tags   []string
+	// Techniques are ATT&CK technique ids: those under mitre, then those
+	// among the tags.
+	Techniques     []string
+	FalsePositives []string
+	// Enabled is false for a rule that is loaded and checked and not evaluated.
+	Enabled bool
+	// Classes are the event classes whose events the rule can match.
+	Classes []schemas.Class
+	// Condition and OutputTemplate are as written, after append and override.
+	Condition, OutputTemplate string
+	// File and Line say where the rule was defined last.
+	File string
+	Line int
+
+	index  int
+	output []outputPart
+}
+
+// Set is a checked set of rules, compiled for evaluation. It never changes and
+// may be used by several goroutines.
+type Set struct {
+	rules    []*Rule
+	programs []*program // by class; nil where no rule matches
+	watched  []string
+	syscalls []string
+}
+
+// Rules returns the rules in load order, those not enabled included. The
+// result is shared: do not change it.
+func (s *Set) Rules() []*Rule { return s.rules }
+
+// Classes returns the event classes that some enabled rule can match.
+func (s *Set) Classes() []schemas.Class {
+	var out []schemas.Class
+	for c, p := range s.programs {
+		if p != nil {
+			out = append(out, schemas.Class(c))
+		}
+	}
+	return out
+}
+
+// ruleDef is a rule while its parts are merged.
+type ruleDef struct {
+	item
+	tree      *expr
+	condition *text
+	faulty    bool
+}
+
+// loader merges the items of all files.
+type loader struct {
+	*report
+	opts   Options
+	rules  map[string]*ruleDef
+	order  []*ruleDef
+	macros map[string]*macroText
+	lists  map[string]*listDef
+}
+
+type macroText struct {
+	name      string
+	at        pos
+	condition *text
+}
+
+// Load reads rule files in the order given, a later definition replacing,
+// appending to or overriding an earlier one of the same name, and compiles
+// them. The error is of type Errors and holds every fault found; the set is
+// nil then. Warnings come with either.
+func Load(files []Source, opts Options) (*Set, []Warning, error) {
+	l := &loader{
+		report: newReport(files),
+		opts:   opts,
+		rules:  make(map[string]*ruleDef),
+		macros: make(map[string]*macroText),
+		lists:  make(map[string]*listDef),
+	}
+	total, count := 0, 0
+	for _, f := range files {
+		y := &yamlReader{report: l.report, file: newFile(f.Name, nil)}
+		if total += len(f.Data); len(f.Data) > maxFileBytes || total > maxTotalBytes {
+			y.whole("file of %d bytes; a file may have %d, all together %d", len(f.Data), maxFileBytes, maxTotalBytes)
+			break
+		}
+		y.file = newFile(f.Name, f.Data)
+		items := y.read(f.Data)
+		if count += len(items); count > maxItems {
+			y.whole("more than %d rules, macros and lists", maxItems)
+			break
+		}
+		for i := range items {
+			l.merge(&items[i])
+		}
+	}
+	set := l.compile()
+	warnings, err := l.result()
+	if err != nil {
+		return nil, warnings, err
+	}
+	return set, warnings, nil
+}
+
+// merge takes an item into what has been read so far.
+func (l *loader) merge(it *item) {
+	if it.append && it.override != nil {
+		l.error(it.at, "use override alone", "%s %q has both append and override", it.kind, it.name)
+		return
+	}
+	switch it.kind {
+	case "list":
+		l.mergeList(it)
+	case "macro":
+		l.mergeMacro(it)
+	default:
+		l.mergeRule(it)
+	}
+}
+
+// how says what to do with a key: append or replace.
+func (it *item) how(key string) string {
+	if it.append {
+		return "append"
+	}
+	return it.override[key]
+}
+
+// overrides reports whether the item changes an earlier one, and checks that
+// its keys and those of override are the same.
+func (l *loader) overrides(it *item) bool {
+	if it.override == nil {
+		return it.append
+	}
+	for _, k := range it.keys {
+		if it.override[k] == "" {
+			l.error(it.at, "add it to override", "key %q of %s %q does not stand under override", k, it.kind, it.name)
+		}
+	}
+	for k := range it.override {
+		if !slices.Contains(it.keys, k) {
+			l.error(it.at, "", "override of %s %q names %q, which the entry does not have", it.kind, it.name, k)
+		}
+	}
+	return true
+}
+
+func (l *loader) undefined(it *item, names []string) {
+	l.error(it.at, didYouMean(it.name, names), "%s %q is not defined before, so there is nothing to append to or override", it.kind, it.name)
+}
+
+func (l *loader) mergeList(it *item) {
+	if !it.hasItems {
+		l.error(it.at, "", "list %q has no items", it.name)
+		return
+	}
+	old := l.lists[it.name]
+	if !l.overrides(it) {
+		l.lists[it.name] = &listDef{name: it.name, at: it.at, items: it.items}
+		return
+	}
+	if old == nil {
+		l.undefined(it, keysOf(l.lists))
+		return
+	}
+	if it.how("items") == "append" {
+		it.items = slices.Concat(old.items, it.items)
+	}
+	old.items = it.items
+}
+
+func (l *loader) mergeMacro(it *item) {
+	if it.condition == nil {
+		l.error(it.at, "", "macro %q has no condition", it.name)
+		return
+	}
+	old := l.macros[it.name]
+	if !l.overrides(it) {
+		l.macros[it.name] = &macroText{it.name, it.at, it.condition}
+		return
+	}
+	if old == nil {
+		l.undefined(it, keysOf(l.macros))
+		return
+	}
+	if it.how("condition") == "append" {
+		it.condition = l.joined(it, old.condition, it.condition)
+	}
+	old.condition = it.condition
+}
+
+// joined is a condition with more appended, within bounds.
+func (l *loader) joined(it *item, a, b *text) *text {
+	if len(a.value)+len(b.value) > maxCondition || len(a.parts)+len(b.parts) > 1000 {
+		l.error(it.at, "", "%s %q grows beyond %d bytes or 1000 parts", it.kind, it.name, maxCondition)
+		return a
+	}
+	return a.join(b)
+}
+
+func keysOf[T any](m map[string]T) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (l *loader) mergeRule(it *item) {
+	old := l.rules[it.name]
+	if l.overrides(it) {
+		if old == nil {
+			l.undefined(it, keysOf(l.rules))
+			return
+		}
+		l.change(old, it)
+		return
+	}
+	if len(it.keys) == 1 && it.enabled != nil { // switches an earlier rule
+		if old == nil {
+			l.error(it.at, didYouMean(it.name, keysOf(l.rules)), "rule %q is not defined before, so there is nothing to enable or disable", it.name)
+			return
+		}
+		old.enabled = it.enabled
+		return
+	}
+	for _, need := range []struct {
+		key string
+		has bool
+	}{{"condition", it.condition != nil}, {"output", it.output != nil}, {"desc", it.desc != nil}, {"priority", it.priority != nil}} {
+		if !need.has {
+			l.error(it.at, "", "rule %q has no %s", it.name, need.key)
+			return
+		}
+	}
+	def := &ruleDef{item: *it, condition: it.condition}
+	if old != nil {
+		*old = *def
+		return
+	}
+	l.rules[it.name] = def
+	l.order = append(l.order, def)
+}
+
+// change applies an item with append or override to a rule.
+func (l *loader) change(r *ruleDef, it *item) {
+	if it.condition != nil {
+		if it.how("condition") == "append" {
+			it.condition = l.joined(it, r.condition, it.condition)
+		}
+		r.condition = it.condition
+	}
+	if it.output != nil {
+		if it.how("output") == "append" {
+			it.output = l.joined(it, r.output, it.output)
+		}
+		r.output = it.output
+	}
+	if it.desc != nil {
+		if d := *it.desc; it.how("desc") == "append" {
+			d = *r.desc + " " + d
+			it.desc = &d
+		}
+		r.desc = it.desc
+	}
+	appendTo := func(dst *[]string, has bool, key string, more []string) {
+		switch {
+		case !has:
+		case it.how(key) == "append":
+			*dst = slices.Concat(*dst, more)
+		default:
+			*dst = more
+		}
+	}
+	appendTo(&r.tags, it.hasTags, "tags", it.tags)
+	appendTo(&r.mitre, it.hasMitre, "mitre", it.mitre)
+	appendTo(&r.falsePositives, it.hasFalsePositive, "false_positives", it.falsePositives)
+	if it.priority != nil {
+		r.priority = it.priority
+	}
+	if it.enabled != nil {
+		r.enabled = it.enabled
+	}
+	if it.warnEvttypes != nil {
+		r.warnEvttypes = it.warnEvttypes
+	}
+	if it.skipUnknown != nil {
+		r.skipUnknown = it.skipUnknown
+	}
+	if it.source != nil {
+		l.error(it.at, "", "the source of rule %q cannot be changed", it.name)
+	}
+	if it.hasExceptions {
+		if it.how("exceptions") != "append" {
+			r.exceptions = nil
+		}
+		l.addExceptions(r, it.exceptions)
+	}
+}
+
+// addExceptions appends exceptions: values of a known name to that one.
+func (l *loader) addExceptions(r *ruleDef, more []exception) {
+	r.exceptions = slices.Clone(r.exceptions)
+	for _, x := range more {
+		i := slices.IndexFunc(r.exceptions, func(e exception) bool { return e.name == x.name })
+		if i < 0 {
+			r.exceptions = append(r.exceptions, x)
+			continue
+		}
+		e := &r.exceptions[i]
+		if x.fields != nil || x.comps != nil {
+			l.error(x.at, "give name and values alone", "exception %q of rule %q has its fields already", x.name, r.name)
+			continue
+		}
+		if e.single && len(x.values) > 0 {
+			for j := range x.values {
+				for k := range x.values[j] {
+					x.values[j][k].list = x.values[j][k].list || len(x.values[j][k].values) > 1
+				}
+			}
+		}
+		e.values = slices.Concat(e.values, x.values)
+	}
+}
+
+// compile checks all conditions and builds the programs.
+func (l *loader) compile() *Set {
+	c := &checker{report: l.report, macros: make(map[string]*macroDef), lists: l.lists, preds: make(map[string]*predicate)}
+	for name, m := range l.macros {
+		def := &macroDef{name: name, at: m.at}
+		tree, fault := parse(m.condition)
+		if fault != nil {
+			l.fault(fault)
+		}
+		def.tree = tree
+		c.macros[name] = def
+	}
+	b := &setBuilder{loader: l, checker: c, compilers: make([]*compiler, numClasses)}
+	for i := range b.compilers {
+		b.compilers[i] = newCompiler(schemas.Class(i))
+	}
+	for _, r := range l.order {
+		b.rule(r)
+	}
+	// Macros and lists that no rule uses are checked too: they are meant for
+	// rules to come.
+	for _, name := range keysOf(c.macros) {
+		c.macro(&expr{kind: exprName, at: c.macros[name].at, name: name}, 0)
+	}
+	for _, name := range keysOf(c.lists) {
+		c.flatten(c.lists[name], c.lists[name].at, 0)
+	}
+	return b.set()
+}
+
+func (r *report) fault(e *Error) {
+	if len(r.errs) < maxErrors && !r.seen[*e] {
+		r.seen[*e] = true
+		r.errs = append(r.errs, e)
+	}
+}
+
+// setBuilder compiles rules one after the other.
+type setBuilder struct {
+	*loader
+	checker   *checker
+	compilers []*compiler
+	out       []*Rule
+	nodes     int
+}
+
+func (b *setBuilder) rule(def *ruleDef) {
+	source := "syscall"
+	if def.source != nil {
+		source = strings.TrimSpace(def.source.value)
+	}
+	classes, known := classesOf[source]
+	if !known {
+		remedy := "syscall or k8s_audit"
+		b.lacking(def, pos{text: def.source}, remedy, fmt.Sprintf("Picket reads no events of source %q", source))
+		return
+	}
+	at := def.at.fault("", "")
+	r := &Rule{
+		Name: def.name, Description: *def.desc, Source: source, Tags: def.tags, FalsePositives: def.falsePositives,
+		Condition: strings.TrimSpace(def.condition.value), OutputTemplate: strings.TrimSpace(def.output.value),
+		Priority: strings.TrimSpace(def.priority.value), Enabled: def.enabled == nil || *def.enabled,
+		File: at.File, Line: at.Line,
+	}
+	var err error
+	if r.Severity, err = schemas.SeverityOfPriority(r.Priority); err != nil {
+		b.error(pos{text: def.priority}, "", "%s", err)
+	}
+	for _, id := range slices.Concat(def.mitre, def.tags) {
+		if technique.MatchString(id) && !slices.Contains(r.Techniques, id) {
+			r.Techniques = append(r.Techniques, id)
+		}
+	}
+	before := len(b.errs)
+	r.output = b.template(def, r, classes)
+	cd := b.condition(def)
+	if cd == nil || len(b.errs) > before {
+		return
+	}
+	if !b.fieldsOf(def, cd, source, classes) {
+		return
+	}
+	roots := make([]edge, numClasses)
+	for c := range b.compilers {
+		roots[c] = edgeFalse
+		if !classes.Has(schemas.Class(c)) {
+			continue
+		}
+		roots[c] = b.compilers[c].cond(cd)
+		if p := b.compilers[c].absent(roots[c]); p != nil {
+			b.lacking(def, b.where(cd, p), "", fmt.Sprintf("field %s is not there: %s", p.operand.ref, p.missing))
+			return
+		}
+		if roots[c] != edgeFalse {
+			r.Classes = append(r.Classes, schemas.Class(c))
+		}
+	}
+	if r.Classes == nil {
+		if calls := b.unreported(cd); calls != nil {
+			b.lacking(def, def.at, "", "no sensor reports the system calls it is about: "+strings.Join(calls, ", "))
+			return
+		}
+		b.warn(def.at, r.Name, false, "", "rule %q can match no event: its condition is never true", r.Name)
+	}
+	r.index = len(b.out)
+	b.out = append(b.out, r)
+	if !r.Enabled {
+		return
+	}
+	if b.allTypes(r, roots) && (def.warnEvttypes == nil || *def.warnEvttypes) {
+		b.warn(def.at, r.Name, false, "compare evt.type, or set warn_evttypes to false", "rule %q is evaluated for every system call", r.Name)
+	}
+	for c, root := range roots {
+		if root != edgeFalse {
+			b.compilers[c].add(r, root)
+		}
+	}
+}
+
+// unreported returns the values that a condition compares evt.type with, if
+// no class of events has one of them.
+func (b *setBuilder) unreported(cd *cond) (calls []string) {
+	seen := make(map[*cond]bool)
+	reported := false
+	var walk func(cd *cond)
+	walk = func(cd *cond) {
+		if seen[cd] {
+			return
+		}
+		seen[cd] = true
+		for _, k := range cd.kids {
+			walk(k)
+		}
+		if cd.pred != nil && cd.pred.operand.ref == "evt.type" {
+			for _, v := range cd.pred.values {
+				for c := range classSyscalls {
+					reported = reported || reportsAny(c, []string{v})
+				}
+				if !slices.Contains(calls, v) {
+					calls = append(calls, v)
+				}
+			}
+		}
+	}
+	walk(cd)
+	if reported {
+		return nil
+	}
+	return calls
+}
+
+// allTypes reports whether the rule's condition begins with no comparison of
+// evt.type in any class of system calls.
+func (b *setBuilder) allTypes(r *Rule, roots []edge) bool {
+	if r.Source != "syscall" {
+		return false
+	}
+	for c := range roots {
+		if kernelClasses.Has(schemas.Class(c)) && (roots[c] == edgeFalse || b.compilers[c].guard(roots[c]) != edgeTrue) {
+			return false
+		}
+	}
+	return true
+}
+
+// lacking tells of a rule that Picket cannot serve: an error when strict, unless
+// the rule itself says that it may be skipped.
+func (b *setBuilder) lacking(def *ruleDef, at pos, remedy, why string) {
+	if b.opts.Strict && (def.skipUnknown == nil || !*def.skipUnknown) {
+		b.error(at, remedy, "rule %q: %s", def.name, why)
+		return
+	}
+	b.warn(at, def.name, true, remedy, "rule %q is left out: %s", def.name, why)
+}
+
+// condition parses and checks the rule's condition with its exceptions.
+func (b *setBuilder) condition(def *ruleDef) *cond {
+	tree, fault := parse(def.condition)
+	if fault != nil {
+		b.fault(fault)
+		return nil
+	}
+	if ex := b.exceptions(def); ex != nil {
+		tree = &expr{kind: exprAnd, at: tree.at, kids: []*expr{tree, {kind: exprNot, at: ex.at, kids: []*expr{ex}}}}
+	}
+	cd := b.checker.check(tree, 0)
+	if cd == nil {
+		// The fault may be in a macro, where it is told once: say which rules
+		// it takes along.
+		return nil
+	}
+	if b.nodes += cd.nodes; b.nodes > maxTotalNodes {
+		b.error(def.at, "", "the conditions of all rules with their macros have more than %d comparisons", maxTotalNodes)
+		return nil
+	}
+	return cd
+}
+
+// exceptions builds the disjunction of a rule's exceptions, or nil.
+func (b *setBuilder) exceptions(def *ruleDef) *expr {
+	or := &expr{kind: exprOr, at: def.at}
+	for _, x := range def.exceptions {
+		if len(x.fields) == 0 {
+			b.error(x.at, "", "exception %q of rule %q has no fields", x.name, def.name)
+			continue
+		}
+		if x.comps != nil && len(x.comps) != len(x.fields) {
+			b.error(x.at, "", "exception %q of rule %q has %d comps for %d fields", x.name, def.name, len(x.comps), len(x.fields))
+			continue
+		}
+		for _, tuple := range x.values {
+			if len(tuple) != len(x.fields) {
+				b.error(x.at, "", "exception %q of rule %q has a tuple of %d values for %d fields", x.name, def.name, len(tuple), len(x.fields))
+				continue
+			}
+			and := &expr{kind: exprAnd, at: x.at}
+			for i, f := range x.fields {
+				if k := b.exceptionPart(&x, i, f, tuple[i]); k != nil {
+					and.kids = append(and.kids, k)
+				}
+			}
+			if len(and.kids) > 0 {
+				or.kids = append(or.kids, and)
+			}
+		}
+	}
+	if len(or.kids) == 0 {
+		return nil
+	}
+	return or
+}
+
+// exceptionPart is the comparison of one field of a tuple.
+func (b *setBuilder) exceptionPart(x *exception, i int, f value, v exceptionValue) *expr {
+	op := opEq
+	if x.single || v.list {
+		op = opIn
+	}
+	if x.comps != nil {
+		p := &parser{src: x.comps[i].at.text, s: x.comps[i].text}
+		var n int
+		if op, n = p.peekOperator(); op == opNone || op == opExists || n != len(p.s) {
+			b.error(x.comps[i].at, "", "%q is not an operator that exceptions can use", p.s)
+			return nil
+		}
+	}
+	ref, fault := parseField(f.at.text)
+	if fault != nil {
+		b.fault(fault)
+		return nil
+	}
+	compare := func(vs []value) *expr {
+		return &expr{kind: exprCompare, at: f.at, cmp: &comparison{field: ref, op: op, opAt: x.at, values: vs, list: true}}
+	}
+	if op.takesList() || len(v.values) == 1 {
+		return compare(v.values)
+	}
+	// Several values with an operator for one: any of them.
+	or := &expr{kind: exprOr, at: f.at}
+	for i := range v.values {
+		or.kids = append(or.kids, compare(v.values[i:i+1]))
+	}
+	if len(or.kids) == 0 {
+		return nil
+	}
+	return or
+}
+
+// parseField reads a text that is one field.
+func parseField(src *text) (ref fieldRef, err *Error) {
+	p := &parser{src: src, s: src.value}
+	defer p.recovered(&err)
+	p.blank()
+	ref = p.field()
+	if !p.end() {
+		p.fail(p.at, "", "expected a field alone, found %s behind it", p.found())
+	}
+	return ref, nil
+}
+
+// fieldsOf checks that the condition's fields belong to the rule's source.
+func (b *setBuilder) fieldsOf(def *ruleDef, cd *cond, source string, classes schemas.ClassSet) bool {
+	ok := true
+	seen := make(map[*cond]bool)
+	var walk func(cd *cond)
+	walk = func(cd *cond) {
+		if seen[cd] {
+			return
+		}
+		seen[cd] = true
+		for _, k := range cd.kids {
+			walk(k)
+		}
+		if cd.pred == nil || cd.pred.missing != "" {
+			return
+		}
+		for _, o := range []*operand{&cd.pred.operand, cd.pred.rhs} {
+			if o != nil && o.field.classes()&classes == 0 {
+				b.error(cd.at, "", "field %s is not one of source %s, which rule %q is for", o.ref, source, def.name)
+				ok = false
+			}
+		}
+	}
+	walk(cd)
+	return ok
+}
+
+// where finds a place of the predicate in the condition.
+func (b *setBuilder) where(cd *cond, p *predicate) pos {
+	if cd.pred == p {
+		return cd.at
+	}
+	for _, k := range cd.kids {
+		if at := b.where(k, p); at.text != nil {
+			return at
+		}
+	}
+	return pos{}
+}
+
+func (b *setBuilder) set() *Set {
+	s := &Set{rules: b.out, programs: make([]*program, numClasses)}
+	for i, c := range b.compilers {
+		if len(c.groups) > 0 {
+			s.programs[i] = &c.program
+		}
+	}
+	s.selection(b)
+	return s
+}

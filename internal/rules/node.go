@@ -1,0 +1,551 @@
+package rules
+
+import (
+	"math/bits"
+	"net/netip"
+	"path"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"picket/internal/batch"
+	"picket/schemas"
+)
+
+// The fields of kernel events that are computed; those that read one column as
+// it is come from the registry (fields.go).
+
+func textOf(classes schemas.ClassSet, keys []schemas.FieldID, f func(dst []byte, r *row, a *argument) []byte) []reader {
+	return []reader{{classes: classes, keys: keys, text: f}}
+}
+
+func number(classes schemas.ClassSet, f func(r *row, a *argument) (int64, bool)) []reader {
+	return []reader{{classes: classes, num: f}}
+}
+
+func column(classes schemas.ClassSet, id schemas.FieldID) reader {
+	return reader{classes: classes, column: id, isColumn: true}
+}
+
+func constant(classes schemas.ClassSet, v string) reader {
+	return reader{classes: classes, constant: v, isConst: true}
+}
+
+// keys is a short way to write the key columns of a reader.
+func keys(ids ...schemas.FieldID) []schemas.FieldID { return ids }
+
+// timeText renders the event's time.
+func timeText(layout string, trim time.Duration) func(dst []byte, r *row, _ *argument) []byte {
+	return func(dst []byte, r *row, _ *argument) []byte {
+		return time.Unix(0, r.int(schemas.EventTime)).UTC().Truncate(trim).AppendFormat(dst, layout)
+	}
+}
+
+func bool01(b bool) (int64, bool) {
+	if b {
+		return 1, true
+	}
+	return 0, true
+}
+
+var eventFields = []field{
+	{name: "evt.num", kind: kindUint, doc: "Sequence number of the event within its node, CPU, class and boot; from 1.",
+		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) {
+			n := r.uint(schemas.Sequence)
+			return int64(n), n != 0
+		})},
+	{name: "evt.dir", doc: "< in every event: system calls are recorded when they return.",
+		readers: []reader{constant(kernelClasses, "<")}},
+	{name: "evt.source", doc: "syscall or k8s_audit.",
+		readers: []reader{constant(kernelClasses, "syscall"), constant(auditOnly, "k8s_audit")}},
+	{name: "evt.category", doc: "process, file or net.",
+		readers: []reader{constant(processOnly, "process"), constant(fileOnly, "file"), constant(networkOnly, "net")}},
+	{name: "evt.action", doc: "What happened: exec, fork, exit; open; connect, accept; audit. A name of Picket's own.",
+		readers: []reader{column(sourceClasses, schemas.Action)}},
+	{name: "evt.time", doc: "Time of day, UTC, with nanoseconds.", readers: textOf(sourceClasses, nil, timeText("15:04:05.000000000", 1))},
+	{name: "evt.time.s", doc: "Time of day, UTC, without the part of a second.", readers: textOf(sourceClasses, nil, timeText("15:04:05", time.Second))},
+	{name: "evt.time.iso8601", doc: "Date and time, UTC, RFC 3339 with nanoseconds.", readers: textOf(sourceClasses, nil, timeText("2006-01-02T15:04:05.000000000Z07:00", 1))},
+	{name: "evt.datetime", doc: "Date and time, UTC, with nanoseconds.", readers: textOf(sourceClasses, nil, timeText("2006-01-02 15:04:05.000000000", 1))},
+	{name: "evt.datetime.s", doc: "Date and time, UTC, without the part of a second.", readers: textOf(sourceClasses, nil, timeText("2006-01-02 15:04:05", time.Second))},
+	{name: "evt.rawtime.s", kind: kindInt, doc: "Seconds since the epoch.",
+		readers: number(sourceClasses, func(r *row, _ *argument) (int64, bool) { return r.int(schemas.EventTime) / 1e9, true })},
+	{name: "evt.rawtime.ns", kind: kindInt, doc: "Nanoseconds within the second.",
+		readers: number(sourceClasses, func(r *row, _ *argument) (int64, bool) { return r.int(schemas.EventTime) % 1e9, true })},
+	{name: "evt.failed", kind: kindBool, doc: "The system call returned an error.",
+		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) { return bool01(r.int(schemas.Result) < 0) })},
+	{name: "evt.is_open_exec", kind: kindBool, doc: "The open created a file that may be executed.",
+		readers: number(fileOnly, func(r *row, _ *argument) (int64, bool) {
+			return bool01(r.b.Bool(schemas.FileCreated, r.i) && r.uint(schemas.FileMode)&0o111 != 0)
+		})},
+	{name: "evt.res", doc: "SUCCESS, or the name of the error, such as ENOENT.",
+		readers: []reader{{classes: kernelClasses, key: func(r *row) uint64 { return uint64(r.int(schemas.Result)) },
+			text: func(dst []byte, r *row, _ *argument) []byte { return appendResult(dst, r.int(schemas.Result)) }}}},
+	{name: "evt.args", doc: "The arguments of the system call as name=value, separated by blanks.",
+		readers: append(append(textOf(processOnly, nil, execArgs), textOf(fileOnly, nil, openArgs)...), textOf(networkOnly, nil, socketArgs)...)},
+
+	{name: "evt.arg.res", kind: kindInt, doc: "Return value of the system call.", readers: []reader{column(kernelClasses, schemas.Result)}},
+	{name: "evt.arg.flags", doc: "File events: the flags of the open, as in O_CREAT|O_WRONLY|O_CLOEXEC, and F_CREATED if it created the file. An exec: EXE_FROM_MEMFD if it is from memory.",
+		readers: []reader{
+			{classes: fileOnly, key: func(r *row) uint64 {
+				k := r.uint(schemas.FileFlags) << 1
+				if r.b.Bool(schemas.FileCreated, r.i) {
+					k |= 1
+				}
+				return k
+			}, text: func(dst []byte, r *row, _ *argument) []byte {
+				return appendOpenFlags(dst, r.uint(schemas.FileFlags), r.b.Bool(schemas.FileCreated, r.i))
+			}},
+			{classes: processOnly, text: func(dst []byte, r *row, _ *argument) []byte {
+				if r.b.Bool(schemas.ExeMemfd, r.i) {
+					dst = append(dst, "EXE_FROM_MEMFD"...)
+				}
+				return dst
+			}},
+		}},
+	{name: "evt.arg.name", doc: "File events: the path.", readers: []reader{column(fileOnly, schemas.FilePath)}},
+	{name: "evt.arg.fd", kind: kindInt, doc: "Number of the file descriptor.", readers: []reader{column(fileOnly|networkOnly, schemas.FDNumber)}},
+	{name: "evt.arg.mode", doc: "File events: permission bits of the inode, octal.",
+		readers: []reader{{classes: fileOnly, key: func(r *row) uint64 { return r.uint(schemas.FileMode) }, text: appendMode}}},
+	{name: "evt.arg.exe", doc: "An exec: argv[0].", readers: []reader{column(processOnly, schemas.ProcessCommand)}},
+	{name: "evt.arg.args", empty: true, doc: "An exec: the arguments after argv[0], joined by one blank.", readers: []reader{column(processOnly, schemas.ProcessArgs)}},
+	{name: "evt.arg.cwd", doc: "An exec: the working directory.", readers: []reader{column(processOnly, schemas.ProcessCwd)}},
+	{name: "evt.arg.tuple", doc: "Network events: the connection, as in fd.name.", readers: textOf(networkOnly, nil, appendTuple)},
+}
+
+func appendResult(dst []byte, res int64) []byte {
+	if res >= 0 {
+		return append(dst, "SUCCESS"...)
+	}
+	if res > -4096 {
+		if name := unix.ErrnoName(syscall.Errno(-res)); name != "" {
+			return append(dst, name...)
+		}
+	}
+	return strconv.AppendInt(dst, res, 10)
+}
+
+// openFlags are the names of open's flags in the order in which Falco prints
+// them (values of asm-generic/fcntl.h, which x86-64 and arm64's sensor report).
+var openFlags = []struct {
+	bits uint64
+	name string
+}{
+	{0o100000, "O_LARGEFILE"}, {0o200000, "O_DIRECTORY"}, {0o40000, "O_DIRECT"}, {0o1000, "O_TRUNC"},
+	{0o4010000, "O_SYNC"}, {0o4000, "O_NONBLOCK"}, {0o200, "O_EXCL"}, {0o10000, "O_DSYNC"}, {0o2000, "O_APPEND"}, {0o100, "O_CREAT"},
+}
+
+var tailFlags = []struct {
+	bits uint64
+	name string
+}{{0o2000000, "O_CLOEXEC"}, {0o20200000, "O_TMPFILE"}, {0o400000, "O_NOFOLLOW"}, {0o10000000, "O_PATH"}, {0o1000000, "O_NOATIME"}}
+
+func appendOpenFlags(dst []byte, flags uint64, created bool) []byte {
+	start := len(dst)
+	put := func(name string) {
+		if len(dst) > start {
+			dst = append(dst, '|')
+		}
+		dst = append(dst, name...)
+	}
+	tmpfile := flags&0o20200000 == 0o20200000
+	for _, f := range openFlags {
+		if flags&f.bits == f.bits && !(f.name == "O_DIRECTORY" && tmpfile) && !(f.name == "O_DSYNC" && flags&0o4010000 == 0o4010000) {
+			put(f.name)
+		}
+	}
+	put([]string{"O_RDONLY", "O_WRONLY", "O_RDWR", "O_NONE"}[flags&3])
+	for _, f := range tailFlags {
+		if flags&f.bits == f.bits {
+			put(f.name)
+		}
+	}
+	if created {
+		put("F_CREATED")
+	}
+	return dst
+}
+
+func appendMode(dst []byte, r *row, _ *argument) []byte {
+	return strconv.AppendUint(append(dst, '0'), r.uint(schemas.FileMode)&0o7777, 8)
+}
+
+func execArgs(dst []byte, r *row, _ *argument) []byte {
+	switch r.str(schemas.Action) {
+	case "exec":
+		dst = appendResult(append(dst, "res="...), r.int(schemas.Result))
+		dst = append(append(dst, " exe="...), r.str(schemas.ProcessCommand)...)
+		dst = append(append(dst, " args="...), r.str(schemas.ProcessArgs)...)
+		dst = append(append(dst, " cwd="...), r.str(schemas.ProcessCwd)...)
+		dst = append(append(dst, " filename="...), r.str(schemas.ExecFilename)...)
+	case "exit":
+		dst = strconv.AppendInt(append(dst, "ret="...), r.int(schemas.ExitCode), 10)
+		dst = strconv.AppendUint(append(dst, " sig="...), r.uint(schemas.ExitSignal), 10)
+	}
+	return dst
+}
+
+func openArgs(dst []byte, r *row, a *argument) []byte {
+	dst = strconv.AppendInt(append(dst, "fd="...), r.int(schemas.FDNumber), 10)
+	dst = append(append(dst, " name="...), r.str(schemas.FilePath)...)
+	dst = appendOpenFlags(append(dst, " flags="...), r.uint(schemas.FileFlags), r.b.Bool(schemas.FileCreated, r.i))
+	return appendMode(append(dst, " mode="...), r, a)
+}
+
+func socketArgs(dst []byte, r *row, a *argument) []byte {
+	dst = appendResult(append(dst, "res="...), r.int(schemas.Result))
+	dst = strconv.AppendInt(append(dst, " fd="...), r.int(schemas.FDNumber), 10)
+	return appendTuple(append(dst, " tuple="...), r, a)
+}
+
+// commandLine appends name and arguments, which is what Falco calls a command
+// line.
+func commandLine(name, args schemas.FieldID) func(dst []byte, r *row, _ *argument) []byte {
+	return func(dst []byte, r *row, _ *argument) []byte {
+		dst = append(dst, r.str(name)...)
+		if a := r.str(args); a != "" {
+			dst = append(append(dst, ' '), a...)
+		}
+		return dst
+	}
+}
+
+// orNA appends the column, or Falco's <NA> where it is empty.
+func orNA(id schemas.FieldID) []reader {
+	return textOf(kernelClasses, keys(id), func(dst []byte, r *row, _ *argument) []byte {
+		if s := r.str(id); s != "" {
+			return append(dst, s...)
+		}
+		return append(dst, "<NA>"...)
+	})
+}
+
+// idName is orNA for names of users and groups, in which id 0 is root also where
+// the host's files do not apply, as in a container.
+func idName(name, id schemas.FieldID) []reader {
+	return []reader{{classes: kernelClasses, text: func(dst []byte, r *row, _ *argument) []byte {
+		switch s := r.str(name); {
+		case s != "":
+			return append(dst, s...)
+		case r.uint(id) == 0:
+			return append(dst, "root"...)
+		}
+		return append(dst, "<NA>"...)
+	}}}
+}
+
+func ancestors(id schemas.FieldID) []reader {
+	return []reader{column(kernelClasses, id)}
+}
+
+// ancestor appends the i-th ancestor's entry of a list; 0 is the process itself.
+func ancestor(self, id schemas.FieldID) []reader {
+	return textOf(kernelClasses, keys(self, id), func(dst []byte, r *row, a *argument) []byte {
+		if a.index == 0 {
+			return append(dst, r.str(self)...)
+		}
+		return nth(dst, r, id, a.index-1)
+	})
+}
+
+var processFields = []field{
+	{name: "proc.name", doc: "The kernel's command name, at most 15 bytes.", readers: []reader{column(kernelClasses, schemas.ProcessName)}},
+	{name: "proc.args", empty: true, doc: "The arguments after argv[0], joined by one blank.", readers: []reader{column(kernelClasses, schemas.ProcessArgs)}},
+	{name: "proc.cmdline", doc: "Command name and arguments: proc.name, a blank, proc.args.",
+		readers: textOf(kernelClasses, keys(schemas.ProcessName, schemas.ProcessArgs), commandLine(schemas.ProcessName, schemas.ProcessArgs))},
+	{name: "proc.exeline", doc: "argv[0] and arguments: proc.exe, a blank, proc.args.",
+		readers: textOf(kernelClasses, keys(schemas.ProcessCommand, schemas.ProcessArgs), commandLine(schemas.ProcessCommand, schemas.ProcessArgs))},
+	{name: "proc.pcmdline", doc: "proc.cmdline of the parent.",
+		readers: textOf(kernelClasses, keys(schemas.ParentName, schemas.ParentArgs), commandLine(schemas.ParentName, schemas.ParentArgs))},
+	{name: "proc.pargs", empty: true, doc: "Arguments of the parent after argv[0]. A name of Picket's own.", readers: []reader{column(kernelClasses, schemas.ParentArgs)}},
+	{name: "proc.argv", kind: kindList, arg: argMayIdx, withArg: kindText, doc: "The argument vector of an exec, argv[0] first. A name of Picket's own.",
+		readers: []reader{column(processOnly, schemas.ProcessArgv)},
+		argReaders: textOf(processOnly, nil, func(dst []byte, r *row, a *argument) []byte {
+			return nth(dst, r, schemas.ProcessArgv, a.index)
+		})},
+	{name: "proc.aname", kind: kindList, anyIn: true, arg: argMayIdx, withArg: kindText, doc: "Command names of the ancestors, at most 8: a comparison holds when it holds for one of them. [n] is the nth ancestor: 0 the process itself, 1 its parent.",
+		readers: ancestors(schemas.AncestorNames), argReaders: ancestor(schemas.ProcessName, schemas.AncestorNames)},
+	{name: "proc.aexepath", kind: kindList, anyIn: true, arg: argMayIdx, withArg: kindText, doc: "Executables of the ancestors, at most 8, as proc.aname.",
+		readers: ancestors(schemas.AncestorExes), argReaders: ancestor(schemas.ProcessExe, schemas.AncestorExes)},
+	{name: "proc.aexe", kind: kindList, anyIn: true, arg: argMayIdx, withArg: kindText, doc: "argv[0] of the process (0) and its parent (1); of further ancestors, whose arguments are not kept, the executable.",
+		readers: ancestors(schemas.AncestorExes),
+		argReaders: textOf(kernelClasses, keys(schemas.ProcessCommand, schemas.ParentCommand, schemas.AncestorExes), func(dst []byte, r *row, a *argument) []byte {
+			switch a.index {
+			case 0:
+				return append(dst, r.str(schemas.ProcessCommand)...)
+			case 1:
+				return append(dst, r.str(schemas.ParentCommand)...)
+			}
+			return nth(dst, r, schemas.AncestorExes, a.index-1)
+		})},
+	{name: "proc.duration", kind: kindInt, doc: "Nanoseconds from the fork of the process to the event.",
+		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) {
+			start := r.uint(schemas.ProcessStartBoot)
+			return int64(r.uint(schemas.TimeBoot) - start), start != 0
+		})},
+	{name: "proc.exe_ino.ctime_duration_proc_start", kind: kindInt, doc: "Nanoseconds from the last change of the executable's inode to the fork of the process.",
+		readers: number(processOnly, func(r *row, _ *argument) (int64, bool) {
+			ctime := r.int(schemas.ExeCtime)
+			return r.int(schemas.ProcessStart) - ctime, ctime != 0
+		})},
+	{name: "proc.is_exe_deleted", kind: kindBool, doc: "The executable had no name left in the file system when it was started. A name of Picket's own.",
+		readers: []reader{column(processOnly, schemas.ExeDeleted)}},
+	{name: "proc.is_vpgid_leader", kind: kindBool, doc: "The process leads its process group.",
+		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) {
+			return bool01(r.uint(schemas.ProcessGroupPID) == r.uint(schemas.ProcessPID))
+		})},
+	{name: "proc.is_sid_leader", kind: kindBool, doc: "The process leads its session.",
+		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) {
+			return bool01(r.uint(schemas.ProcessSessionPID) == r.uint(schemas.ProcessPID))
+		})},
+	{name: "thread.ismain", kind: kindBool, doc: "The thread is the first of its process.",
+		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) {
+			return bool01(r.uint(schemas.ThreadID) == r.uint(schemas.ProcessPID))
+		})},
+	{name: "thread.cap_effective", doc: "Names of the effective capabilities, separated by blanks.", readers: capabilities(schemas.ProcessCapEffective)},
+	{name: "thread.cap_permitted", doc: "Names of the permitted capabilities, separated by blanks.", readers: capabilities(schemas.ProcessCapPermitted)},
+
+	{name: "user.name", doc: "Name of the effective user; root for id 0, <NA> where the host's passwd file has no name or the process runs in a container.",
+		readers: idName(schemas.ProcessUserName, schemas.ProcessUserID)},
+	{name: "user.loginname", doc: "Name of the login user; <NA> if nobody logged in.", readers: orNA(schemas.ProcessLoginUserName)},
+	{name: "group.name", doc: "Name of the effective group; root for id 0, <NA> where the host's group file has no name.",
+		readers: idName(schemas.ProcessGroupName, schemas.ProcessGroupID)},
+}
+
+// capabilityNames are in the order of their numbers (linux/capability.h).
+var capabilityNames = strings.Fields(`CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID
+CAP_SETUID CAP_SETPCAP CAP_LINUX_IMMUTABLE CAP_NET_BIND_SERVICE CAP_NET_BROADCAST CAP_NET_ADMIN CAP_NET_RAW CAP_IPC_LOCK
+CAP_IPC_OWNER CAP_SYS_MODULE CAP_SYS_RAWIO CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_SYS_PACCT CAP_SYS_ADMIN CAP_SYS_BOOT CAP_SYS_NICE
+CAP_SYS_RESOURCE CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_MKNOD CAP_LEASE CAP_AUDIT_WRITE CAP_AUDIT_CONTROL CAP_SETFCAP
+CAP_MAC_OVERRIDE CAP_MAC_ADMIN CAP_SYSLOG CAP_WAKE_ALARM CAP_BLOCK_SUSPEND CAP_AUDIT_READ CAP_PERFMON CAP_BPF
+CAP_CHECKPOINT_RESTORE`)
+
+func capabilities(id schemas.FieldID) []reader {
+	return []reader{{classes: kernelClasses, key: func(r *row) uint64 { return r.uint(id) },
+		text: func(dst []byte, r *row, _ *argument) []byte {
+			start := len(dst)
+			for mask := r.uint(id); mask != 0; mask &= mask - 1 {
+				if n := bits.TrailingZeros64(mask); n < len(capabilityNames) {
+					if len(dst) > start {
+						dst = append(dst, ' ')
+					}
+					dst = append(dst, capabilityNames[n]...)
+				}
+			}
+			return dst
+		}}}
+}
+
+// inbound reports whether the event is an accept: then the local end is the
+// server.
+func inbound(r *row) bool { return r.str(schemas.NetDirection) == "inbound" }
+
+func endpoint(local bool) func(r *row) ([16]byte, bool) {
+	id := schemas.NetPeerAddress
+	if local {
+		id = schemas.NetLocalAddress
+	}
+	return func(r *row) ([16]byte, bool) { return r.b.Bytes16(id, r.i) }
+}
+
+// clientEnd and serverEnd give the addresses by role.
+func clientEnd(r *row) ([16]byte, bool) { return endpoint(!inbound(r))(r) }
+func serverEnd(r *row) ([16]byte, bool) { return endpoint(inbound(r))(r) }
+
+func clientPort(r *row, _ *argument) (int64, bool) {
+	if inbound(r) {
+		return int64(r.uint(schemas.NetPeerPort)), true
+	}
+	return int64(r.uint(schemas.NetLocalPort)), true
+}
+
+func serverPort(r *row, _ *argument) (int64, bool) {
+	if inbound(r) {
+		return int64(r.uint(schemas.NetLocalPort)), true
+	}
+	return int64(r.uint(schemas.NetPeerPort)), true
+}
+
+// appendTuple appends client:port->server:port.
+func appendTuple(dst []byte, r *row, _ *argument) []byte {
+	end := func(ip func(*row) ([16]byte, bool), port func(*row, *argument) (int64, bool)) {
+		a, _ := ip(r)
+		p, _ := port(r, nil)
+		addr := netip.AddrFrom16(a).Unmap()
+		if a == batch.Null16 && r.str(schemas.NetType) == "ipv4" {
+			addr = netip.IPv4Unspecified()
+		}
+		dst = netip.AddrPortFrom(addr, uint16(p)).AppendTo(dst)
+	}
+	end(clientEnd, clientPort)
+	dst = append(dst, "->"...)
+	end(serverEnd, serverPort)
+	return dst
+}
+
+// fileType returns Falco's name and letter for the type of an inode.
+func fileType(mode uint64) (name string, letter byte) {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return "directory", 'd'
+	case unix.S_IFIFO:
+		return "pipe", 'p'
+	case unix.S_IFSOCK:
+		return "unix", 'u'
+	}
+	return "file", 'f'
+}
+
+func netField(name, doc string, read func(r *row) ([16]byte, bool)) []field {
+	return []field{
+		{name: "fd." + name + "ip", kind: kindIP, doc: doc + " address.", readers: []reader{{classes: networkOnly, ip: read}}},
+		{name: "fd." + name + "net", kind: kindNet, doc: doc + " address, compared with networks.", readers: []reader{{classes: networkOnly, ip: read}}},
+	}
+}
+
+var fdFields = append(append(append(append([]field{
+	{name: "fd.name", doc: "Path of the file; client:port->server:port of a socket.",
+		readers: append([]reader{column(fileOnly, schemas.FilePath)}, textOf(networkOnly, nil, appendTuple)...)},
+	{name: "fd.nameraw", doc: "As fd.name: the path as it was given is not kept.",
+		readers: append([]reader{column(fileOnly, schemas.FilePath)}, textOf(networkOnly, nil, appendTuple)...)},
+	{name: "fd.filename", doc: "Last element of the path.",
+		readers: textOf(fileOnly, keys(schemas.FilePath), func(dst []byte, r *row, _ *argument) []byte {
+			p := r.str(schemas.FilePath)
+			return append(dst, p[strings.LastIndexByte(p, '/')+1:]...)
+		})},
+	{name: "fd.directory", doc: "The path without its last element.",
+		readers: textOf(fileOnly, keys(schemas.FilePath), func(dst []byte, r *row, _ *argument) []byte {
+			return append(dst, directory(r.str(schemas.FilePath))...)
+		})},
+	{name: "fd.ino", kind: kindUint, doc: "Inode number of the file.", readers: []reader{column(fileOnly, schemas.FileInode)}},
+	{name: "fd.type", doc: "file, directory, pipe, unix; ipv4, ipv6.",
+		readers: []reader{
+			{classes: fileOnly, key: func(r *row) uint64 { return r.uint(schemas.FileMode) }, text: func(dst []byte, r *row, _ *argument) []byte {
+				name, _ := fileType(r.uint(schemas.FileMode))
+				return append(dst, name...)
+			}},
+			column(networkOnly, schemas.NetType)}},
+	{name: "fd.typechar", doc: "f, d, p, u for file, directory, pipe, unix; 4, 6 for ipv4, ipv6.",
+		readers: []reader{
+			{classes: fileOnly, key: func(r *row) uint64 { return r.uint(schemas.FileMode) }, text: func(dst []byte, r *row, _ *argument) []byte {
+				_, c := fileType(r.uint(schemas.FileMode))
+				return append(dst, c)
+			}},
+			{classes: networkOnly, keys: keys(schemas.NetType), text: func(dst []byte, r *row, _ *argument) []byte {
+				switch r.str(schemas.NetType) {
+				case "ipv4":
+					return append(dst, '4')
+				case "ipv6":
+					return append(dst, '6')
+				}
+				return dst
+			}}}},
+	{name: "fd.sockfamily", doc: "ip: only sockets of IPv4 and IPv6 are reported.", readers: []reader{constant(networkOnly, "ip")}},
+	{name: "fd.is_server", kind: kindBool, doc: "The process is the server of the connection.",
+		readers: number(networkOnly, func(r *row, _ *argument) (int64, bool) { return bool01(inbound(r)) })},
+	{name: "fd.cport", kind: kindUint, doc: "The client's port.", readers: number(networkOnly, clientPort)},
+	{name: "fd.sport", kind: kindUint, doc: "The server's port.", readers: number(networkOnly, serverPort)},
+	{name: "fd.port", kind: kindUint, either: [2]string{"fd.lport", "fd.rport"}, doc: "Either port."},
+	{name: "fd.ip", kind: kindIP, either: [2]string{"fd.lip", "fd.rip"}, doc: "Either address."},
+	{name: "fd.net", kind: kindNet, either: [2]string{"fd.lnet", "fd.rnet"}, doc: "Either address, compared with networks."},
+},
+	netField("c", "The client's", clientEnd)...),
+	netField("s", "The server's", serverEnd)...),
+	netField("l", "The local", endpoint(true))...),
+	netField("r", "The remote", endpoint(false))...)
+
+func directory(p string) string {
+	if i := strings.LastIndexByte(p, '/'); i > 0 {
+		return p[:i]
+	} else if i == 0 {
+		return "/"
+	}
+	return ""
+}
+
+// onHost appends Falco's word for "not in a container" where id is empty.
+func onHost(dst []byte, r *row) ([]byte, bool) {
+	if r.str(schemas.ContainerID) == "" {
+		return append(dst, "host"...), true
+	}
+	return dst, false
+}
+
+// workload appends the name of the pod's top owner if that is of the kind.
+func workload(kind string) []reader {
+	return textOf(sourceClasses, keys(schemas.WorkloadKind, schemas.WorkloadName), func(dst []byte, r *row, _ *argument) []byte {
+		if r.str(schemas.WorkloadKind) == kind {
+			dst = append(dst, r.str(schemas.WorkloadName)...)
+		}
+		return dst
+	})
+}
+
+// shortID is how many digits of a container's id Falco shows.
+const shortID = 12
+
+var containerFields = []field{
+	{name: "container.id", doc: "First 12 digits of the container's id; host outside of containers.",
+		readers: textOf(kernelClasses, keys(schemas.ContainerID), func(dst []byte, r *row, _ *argument) []byte {
+			dst, host := onHost(dst, r)
+			if host {
+				return dst
+			}
+			id := r.str(schemas.ContainerID)
+			return append(dst, id[:min(shortID, len(id))]...)
+		})},
+	{name: "container.full_id", doc: "The container's id; host outside of containers.",
+		readers: textOf(kernelClasses, keys(schemas.ContainerID), func(dst []byte, r *row, _ *argument) []byte {
+			dst, host := onHost(dst, r)
+			if host {
+				return dst
+			}
+			return append(dst, r.str(schemas.ContainerID)...)
+		})},
+	{name: "container.name", doc: "Name of the container in its pod; host outside of containers.",
+		readers: textOf(kernelClasses, keys(schemas.ContainerID, schemas.K8sContainerName), func(dst []byte, r *row, _ *argument) []byte {
+			dst, host := onHost(dst, r)
+			if host {
+				return dst
+			}
+			return append(dst, r.str(schemas.K8sContainerName)...)
+		})},
+	{name: "container.type", doc: "Runtime: containerd, cri-o, docker; host outside of containers.",
+		readers: textOf(kernelClasses, keys(schemas.ContainerID, schemas.ContainerRuntime), func(dst []byte, r *row, _ *argument) []byte {
+			dst, host := onHost(dst, r)
+			if host {
+				return dst
+			}
+			return append(dst, r.str(schemas.ContainerRuntime)...)
+		})},
+	{name: "container.image", doc: "Image as repository:tag.",
+		readers: textOf(kernelClasses, keys(schemas.ContainerImage, schemas.ContainerImageTag), func(dst []byte, r *row, _ *argument) []byte {
+			image, tag := r.str(schemas.ContainerImage), r.str(schemas.ContainerImageTag)
+			dst = append(dst, image...)
+			if image != "" && tag != "" {
+				dst = append(append(dst, ':'), tag...)
+			}
+			return dst
+		})},
+	{name: "k8s.deployment.name", doc: "Name of the Deployment that owns the pod.", readers: workload("Deployment")},
+	{name: "k8s.workload.kind", doc: "Kind of the pod's top owner: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, Pod. A name of Picket's own.",
+		readers: []reader{column(sourceClasses, schemas.WorkloadKind)}},
+	{name: "k8s.workload.name", doc: "Name of the pod's top owner. A name of Picket's own.", readers: []reader{column(sourceClasses, schemas.WorkloadName)}},
+	{name: "k8s.sa.name", doc: "Service account of the pod. A name of Picket's own.", readers: []reader{column(sourceClasses, schemas.ServiceAccount)}},
+	{name: "k8s.pod.label", arg: argKey, withArg: kindText, doc: "Value of a label of the pod, as in k8s.pod.label[app].",
+		argReaders: textOf(sourceClasses, nil, func(dst []byte, r *row, a *argument) []byte {
+			return mapValue(dst, r, schemas.PodLabels, a.text)
+		})},
+	{name: "k8s.peer.kind", doc: "What the remote address was: pod, service, node. A name of Picket's own.", readers: []reader{column(networkOnly, schemas.PeerKind)}},
+	{name: "k8s.peer.name", doc: "namespace/name of the remote pod or service, name of the node. A name of Picket's own.", readers: []reader{column(networkOnly, schemas.PeerName)}},
+}
+
+// baseOf is the transformer basename.
+func baseOf(p string) string {
+	if p == "" {
+		return ""
+	}
+	return path.Base(p)
+}

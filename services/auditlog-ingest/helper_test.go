@@ -1,0 +1,202 @@
+package auditlogingest
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+
+	"picket/internal/batch"
+	"picket/internal/bus"
+	"picket/internal/service"
+	"picket/schemas"
+)
+
+// childConfig is the environment variable that makes the test binary an
+// ingester: the tests that kill one run themselves as it.
+const childConfig = "PICKET_TEST_INGESTER_CONFIG"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(childConfig); path != "" {
+		os.Args = []string{"picket-auditlog-ingest", "--config", path}
+		os.Exit(service.Main(schemas.ServiceAudit, DefaultConfig(), Run))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// samples are the records that a real API server wrote.
+func samples(t testing.TB) [][]byte {
+	t.Helper()
+	f, err := os.Open(filepath.Join("..", "..", "test", "testdata", "audit", "kube-apiserver-v1.34.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var out [][]byte
+	s := bufio.NewScanner(f)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		out = append(out, append([]byte(nil), s.Bytes()...))
+	}
+	if err := s.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// nats starts a NATS server with JetStream and Picket's streams, and returns
+// its URL. dir keeps its data.
+func startNATS(t testing.TB, dir string, port int, limits bus.Limits) (*server.Server, string) {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	if !s.ReadyForConnections(10 * time.Second) {
+		t.Fatal("NATS server not ready")
+	}
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	b := connect(t, s.ClientURL())
+	if err := b.Migrate(t.Context(), limits); err != nil {
+		t.Fatal(err)
+	}
+	return s, s.ClientURL()
+}
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+func connect(t testing.TB, url string) *bus.Bus {
+	t.Helper()
+	b, err := bus.Connect(bus.Config{URL: url}, "test", quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+// published is one row that arrived on PICKET_RAW.
+type published struct {
+	subject, auditID, stage string
+	id                      id
+	trimmed                 bool
+}
+
+// read returns the audit rows in PICKET_RAW, in order, without taking them.
+func readRaw(t testing.TB, b *bus.Bus) []published {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	s, err := b.JS.Stream(ctx, schemas.StreamRaw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := s.Info(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []published
+	for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
+		m, err := s.GetMsg(ctx, seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, c, err := schemas.ParseRawSubject(m.Subject)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c != schemas.Audit {
+			continue
+		}
+		got, err := batch.Decode(m.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for r := range got.Rows() {
+			x, _ := got.Bytes16(schemas.EventID, r)
+			out = append(out, published{m.Subject, got.Str(schemas.AuditID, r), got.Str(schemas.AuditStage, r), x, got.Bool(schemas.AuditTrimmed, r)})
+		}
+	}
+	return out
+}
+
+// letters returns the dead letters.
+func letters(t testing.TB, b *bus.Bus) []*jetstream.RawStreamMsg {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	s, err := b.JS.Stream(ctx, schemas.StreamDead)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := s.Info(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []*jetstream.RawStreamMsg
+	for seq := info.State.FirstSeq; seq <= info.State.LastSeq && info.State.Msgs > 0; seq++ {
+		m, err := s.GetMsg(ctx, seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// eventually waits until check returns "".
+func eventually(t testing.TB, what string, check func() string) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	last := ""
+	for time.Now().Before(deadline) {
+		if last = check(); last == "" {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatalf("%s: %s", what, last)
+}
+
+// healthTotal sums health_count over the reports of an action and reason.
+func healthTotal(t testing.TB, b *bus.Bus, action, reason string) (n uint64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	s, err := b.JS.Stream(ctx, schemas.StreamRaw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := s.Info(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
+		m, err := s.GetMsg(ctx, seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, c, err := schemas.ParseRawSubject(m.Subject); err != nil || c != schemas.Health {
+			continue
+		}
+		got, err := batch.Decode(m.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for r := range got.Rows() {
+			if got.Str(schemas.Action, r) == action && got.Str(schemas.HealthReason, r) == reason {
+				n += got.Uint(schemas.HealthCount, r)
+			}
+		}
+	}
+	return n
+}

@@ -1,0 +1,193 @@
+// Package detector evaluates the rules over enriched events. What matches is
+// published on PICKET_ALERTS as an OCSF Detection Finding; a writer with a
+// consumer of its own takes it from there into ClickHouse, so that a storage
+// outage never stops detection.
+package detector
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"picket/internal/alert"
+	"picket/internal/batch"
+	"picket/internal/bus"
+	"picket/internal/health"
+	"picket/internal/rules"
+	"picket/internal/service"
+	"picket/internal/store"
+	defaults "picket/rules"
+	"picket/schemas"
+)
+
+// stopGrace is how long a stopping detector waits for what it has begun.
+const stopGrace = 5 * time.Second
+
+// publishWindow bounds the findings of one batch that wait for JetStream at
+// once.
+const publishWindow = 256
+
+// Run runs the detector and the alerts' writer until ctx ends.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	set, warnings, err := LoadRules(cfg.Rules)
+	if err != nil {
+		return err
+	}
+	rt, err := service.Start("detector", cfg.NATS, cfg.Log, cfg.Admin)
+	if err != nil {
+		return err
+	}
+	defer rt.Close()
+	for _, w := range warnings {
+		rt.Log.Warn("rule file", "warning", w.String())
+	}
+	rt.Log.Info("rules loaded", "rules", len(set.Rules()), "warnings", len(warnings))
+	if err := rt.Bus.Verify(ctx, 30*time.Second, schemas.StreamEvents, schemas.StreamAlerts); err != nil {
+		return err
+	}
+	d := &detector{bus: rt.Bus, set: set, eval: set.NewEvaluator(), metrics: newMetrics(rt.Metrics),
+		health: health.New(schemas.ServiceDetector, cfg.Cluster, "", bus.NewRunID(), rt.Log, rt.Metrics)}
+
+	// The reporter outlives the work: it reports how that ended.
+	reports, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var reporter errgroup.Group
+	reporter.Go(func() error { return d.health.Run(reports, health.Direct(rt.Bus)) })
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.consume(gctx) })
+	g.Go(func() error { return store.WriteAlerts(gctx, cfg.ClickHouse, rt, d.health) })
+	err = g.Wait()
+	stop()
+	return errors.Join(err, reporter.Wait())
+}
+
+// LoadRules loads rule files and folders in order, or the default pack when
+// there are none. A rule that uses what Picket does not provide is left out
+// with a warning; everything else wrong is an error that lists all faults.
+func LoadRules(paths []string) (*rules.Set, []rules.Warning, error) {
+	files := defaults.Default()
+	if len(paths) > 0 {
+		var err error
+		if files, err = rules.ReadPaths(paths...); err != nil {
+			return nil, nil, err
+		}
+	}
+	set, warnings, err := rules.Load(files, rules.Options{})
+	if err != nil {
+		return nil, warnings, fmt.Errorf("rules do not load:\n%w", err)
+	}
+	return set, warnings, nil
+}
+
+type detector struct {
+	bus     *bus.Bus
+	set     *rules.Set
+	eval    *rules.Evaluator
+	metrics *metrics
+	health  *health.Reporter
+}
+
+type metrics struct {
+	events  *prometheus.CounterVec
+	alerts  *prometheus.CounterVec
+	latency prometheus.Histogram
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "picket_detector_evaluated_events_total", Help: "Events evaluated."}, []string{"class"}),
+		alerts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "picket_detector_alerts_total", Help: "Findings that JetStream has, by rule and severity."}, []string{"rule", "severity"}),
+		latency: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "picket_detector_alert_delay_seconds", Help: "From the event to its finding on PICKET_ALERTS.",
+			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60, 600}}),
+	}
+	reg.MustRegister(m.events, m.alerts, m.latency)
+	return m
+}
+
+// consume evaluates PICKET_EVENTS until ctx ends.
+func (d *detector) consume(ctx context.Context) error {
+	gaps := bus.NewGaps()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	return d.bus.Consume(ctx, schemas.StreamEvents, schemas.DurableDetector, stopGrace, func(m *bus.Message) {
+		if missed := gaps.Observe(m); missed > 0 {
+			_, class, _ := schemas.ParseEventsSubject(m.Subject())
+			d.health.Lost(class.String(), schemas.LossStreamLimit, missed)
+		}
+		b, err := batch.Decode(m.Data())
+		if err != nil {
+			d.health.Lost("", schemas.LossDeadLetter, 1)
+			m.Done(err)
+			return
+		}
+		d.metrics.events.WithLabelValues(b.Class().String()).Add(float64(b.Rows()))
+		found := Evaluate(d.eval, b)
+		if len(found) == 0 {
+			m.Done(nil)
+			return
+		}
+		again := m.Deliveries > 1 || m.Headers().Get(schemas.HeaderReplayed) != ""
+		wg.Go(func() { m.Done(d.publish(found, again)) })
+	})
+}
+
+// Evaluate returns the findings of a batch, in the order of its rows.
+func Evaluate(eval *rules.Evaluator, b *batch.Batch) []*schemas.Finding {
+	var found []*schemas.Finding
+	now := time.Now()
+	eval.Eval(b, func(m rules.Match) { found = append(found, alert.New(m, b, now)) })
+	return found
+}
+
+// publish returns when JetStream has every finding. Those it has already are
+// recognised by their id; again says that they may be older than JetStream
+// remembers ids, so that the writer looks for them.
+func (d *detector) publish(found []*schemas.Finding, again bool) error {
+	for len(found) > 0 {
+		n := min(len(found), publishWindow)
+		futures := make([]jetstream.PubAckFuture, n)
+		for i, f := range found[:n] {
+			data, err := json.Marshal(f)
+			if err != nil {
+				return fmt.Errorf("finding of rule %q: %w", f.Unmapped.Rule, err)
+			}
+			msg := nats.NewMsg(alert.Subject(f))
+			msg.Data = data
+			msg.Header.Set(schemas.HeaderBatchID, alert.MessageID(f))
+			if again {
+				msg.Header.Set(schemas.HeaderReplayed, "1")
+			}
+			if futures[i], err = d.bus.JS.PublishMsgAsync(msg, jetstream.WithMsgID(alert.MessageID(f)), jetstream.WithExpectStream(schemas.StreamAlerts)); err != nil {
+				return fmt.Errorf("publish finding: %w", err)
+			}
+		}
+		var errs []error
+		for i, f := range found[:n] {
+			select {
+			case ack := <-futures[i].Ok():
+				if !ack.Duplicate {
+					d.metrics.alerts.WithLabelValues(f.Unmapped.Rule, f.SeverityID.String()).Inc()
+					d.metrics.latency.Observe(time.Since(f.Unmapped.Time).Seconds())
+				}
+			case err := <-futures[i].Err():
+				errs = append(errs, err)
+			}
+		}
+		if err := errors.Join(errs...); err != nil {
+			return fmt.Errorf("publish findings: %w", err)
+		}
+		found = found[n:]
+	}
+	return nil
+}

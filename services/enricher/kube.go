@@ -1,0 +1,253 @@
+package enricher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+)
+
+// expireInterval is how often deleted objects whose time has come are
+// forgotten, should no other deletion do it.
+const expireInterval = 30 * time.Second
+
+// connect makes a client of the API that the configuration names. It talks to
+// nobody yet. failed is told of every request without an answer ("none") or
+// with an error's status; disconnect closes connections that are idle.
+func connect(cfg KubernetesConfig, failed func(status string, err error)) (client kubernetes.Interface, disconnect func(), err error) {
+	rc, err := restConfig(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	rc.Wrap(func(rt http.RoundTripper) http.RoundTripper { return &watched{rt, failed} })
+	rc.UserAgent = "picket-enricher"
+	// A tenth of the bytes and of the work of JSON.
+	rc.AcceptContentTypes, rc.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
+	hc, err := rest.HTTPClientFor(rc)
+	if err != nil {
+		return nil, nil, fmt.Errorf("kubernetes client: %w", err)
+	}
+	client, err = kubernetes.NewForConfigAndClient(rc, hc)
+	if err != nil {
+		return nil, nil, fmt.Errorf("kubernetes client: %w", err)
+	}
+	return client, func() { utilnet.CloseIdleConnectionsFor(hc.Transport) }, nil
+}
+
+// watched reports failed requests. Informers say nothing of an API server that
+// refuses connections.
+type watched struct {
+	http.RoundTripper
+	failed func(status string, err error)
+}
+
+// RoundTrip implements http.RoundTripper.
+func (w *watched) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := w.RoundTripper.RoundTrip(r)
+	switch {
+	case err != nil && r.Context().Err() == nil:
+		w.failed("none", err)
+	case err == nil && res.StatusCode >= 400:
+		w.failed(strconv.Itoa(res.StatusCode), fmt.Errorf("%s %s: %s", r.Method, r.URL.Path, res.Status))
+	}
+	return res, err
+}
+
+// WrappedRoundTripper gives client-go the transport inside.
+func (w *watched) WrappedRoundTripper() http.RoundTripper { return w.RoundTripper }
+
+func restConfig(cfg KubernetesConfig) (*rest.Config, error) {
+	if cfg.Kubeconfig == "" {
+		rc, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("kubernetes.enabled is set, kubernetes.kubeconfig is empty, and this is no pod with a service account: %w", err)
+		}
+		return rc, nil
+	}
+	rc, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(
+		&clientcmd.ClientConfigLoadingRules{ExplicitPath: cfg.Kubeconfig},
+		&clientcmd.ConfigOverrides{CurrentContext: cfg.Context}).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes.kubeconfig %s: %w", cfg.Kubeconfig, err)
+	}
+	return rc, nil
+}
+
+// watcher keeps an index up to date from the API server.
+type watcher struct {
+	index *index
+	log   *slog.Logger
+
+	informers []informer
+	complete  atomic.Bool
+	cluster   atomic.Pointer[string] // UID of the namespace kube-system, once known
+}
+
+type informer struct {
+	kind string
+	cache.SharedIndexInformer
+	// fed reports whether the index has everything of the first list.
+	fed cache.InformerSynced
+}
+
+// newWatcher prepares informers on client; run starts them.
+func newWatcher(client kubernetes.Interface, x *index, log *slog.Logger) (*watcher, error) {
+	w := &watcher{index: x, log: log}
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trim))
+	err := errors.Join(
+		watch(w, "pods", f.Core().V1().Pods().Informer(), func(p *corev1.Pod) { x.setPod(toPod(p)) }, x.deletePod),
+		watch(w, "replicasets", f.Apps().V1().ReplicaSets().Informer(), func(o *appsv1.ReplicaSet) { x.setOwner(string(o.UID), controllerOf(&o.ObjectMeta)) }, x.deleteOwner),
+		watch(w, "jobs", f.Batch().V1().Jobs().Informer(), func(o *batchv1.Job) { x.setOwner(string(o.UID), controllerOf(&o.ObjectMeta)) }, x.deleteOwner),
+		watch(w, "services", f.Core().V1().Services().Informer(), func(s *corev1.Service) {
+			x.setOther(string(s.UID), "service", s.Namespace+"/"+s.Name, createdAt(&s.ObjectMeta), serviceAddresses(s))
+		}, x.deleteOther),
+		watch(w, "nodes", f.Core().V1().Nodes().Informer(), func(n *corev1.Node) {
+			x.setOther(string(n.UID), "node", n.Name, createdAt(&n.ObjectMeta), nodeAddresses(n))
+		}, x.deleteOther),
+		watch(w, "namespaces", f.Core().V1().Namespaces().Informer(), func(n *corev1.Namespace) {
+			if n.Name == metav1.NamespaceSystem {
+				uid := string(n.UID)
+				w.cluster.Store(&uid)
+			}
+		}, func(string) {}),
+	)
+	return w, err
+}
+
+// watch has an informer's objects handed to set, and the UIDs of deleted ones
+// to remove; both from one goroutine.
+func watch[T metav1.Object](w *watcher, kind string, inf cache.SharedIndexInformer, set func(T), remove func(uid string)) error {
+	put := func(obj any) {
+		if o, ok := obj.(T); ok {
+			set(o)
+		}
+	}
+	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: put,
+		UpdateFunc: func(before, now any) {
+			// After a broken watch, an object deleted and made again under
+			// its name comes as one update.
+			b, ok1 := before.(T)
+			n, ok2 := now.(T)
+			if ok1 && ok2 && b.GetUID() != n.GetUID() {
+				remove(string(b.GetUID()))
+			}
+			put(now)
+		},
+		DeleteFunc: func(obj any) {
+			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = gone.Obj // its last state that was seen
+			}
+			if o, ok := obj.(T); ok {
+				remove(string(o.GetUID()))
+			}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", kind, err)
+	}
+	last := time.Time{}
+	err = inf.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
+		if ctx.Err() == nil && time.Since(last) > time.Minute { // called from the informer's one goroutine
+			last = time.Now()
+			w.log.Warn("kubernetes watch broke off, trying again; what is known stays in use", "kind", kind, "error", err)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", kind, err)
+	}
+	w.informers = append(w.informers, informer{kind, inf, reg.HasSynced})
+	return nil
+}
+
+// run watches until ctx ends. An API server that is away or refuses stops
+// nothing: the informers try again.
+func (w *watcher) run(ctx context.Context) error {
+	ctx = klog.NewContext(ctx, logr.FromSlogHandler(w.log.Handler()))
+	g, ctx := errgroup.WithContext(ctx)
+	for _, inf := range w.informers {
+		g.Go(func() error {
+			inf.RunWithContext(ctx)
+			return nil
+		})
+	}
+	g.Go(func() error {
+		tick := time.NewTicker(expireInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+				w.index.expire()
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// unsynced names the kinds whose first list is not in the index yet.
+func (w *watcher) unsynced() []string {
+	var out []string
+	for _, inf := range w.informers {
+		if !inf.fed() {
+			out = append(out, inf.kind)
+		}
+	}
+	return out
+}
+
+// synced reports whether the index has been complete once: it stays in use
+// when the API server goes away.
+func (w *watcher) synced() bool {
+	if !w.complete.Load() && len(w.unsynced()) == 0 {
+		w.complete.Store(true)
+	}
+	return w.complete.Load()
+}
+
+// ready is the readiness check.
+func (w *watcher) ready() error {
+	if !w.synced() {
+		return fmt.Errorf("metadata not complete yet: %s", strings.Join(w.unsynced(), ", "))
+	}
+	return nil
+}
+
+// waitSynced waits until the index is complete, ctx ends or patience is out,
+// and reports whether it is complete.
+func (w *watcher) waitSynced(ctx context.Context, patience time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if w.synced() {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
+}
