@@ -32,6 +32,9 @@ type lexer struct {
 	text  []byte
 	pos   int
 	depth int
+	// tags has where each $tag$ of the text stands last, once one was met: a
+	// search for every dollar sign would take quadratic time.
+	tags map[string]int
 }
 
 // next returns the next token, or false at the end of the text. A string or
@@ -122,21 +125,46 @@ func (l *lexer) skipQuoted(quote byte) {
 
 // skipHeredoc steps over $tag$…$tag$ and says whether one stood there.
 func (l *lexer) skipHeredoc() bool {
-	end := l.pos + 1
-	for end < len(l.text) && isWordByte(l.text[end]) {
-		end++
-	}
-	if end >= len(l.text) || l.text[end] != '$' {
+	tag := tagAt(l.text, l.pos)
+	if tag == nil {
 		return false
 	}
-	tag := l.text[l.pos : end+1]
-	i := bytes.Index(l.text[end+1:], tag)
-	if i < 0 {
+	if l.tags == nil {
+		l.tags = map[string]int{}
+		for pos := l.pos; ; pos++ {
+			next := bytes.IndexByte(l.text[pos:], '$')
+			if next < 0 {
+				break
+			}
+			pos += next
+			if tag := tagAt(l.text, pos); tag != nil {
+				l.tags[string(tag)] = pos
+			}
+		}
+	}
+	body := l.pos + len(tag)
+	if l.tags[string(tag)] < body {
 		return false
 	}
-	l.pos = end + 1 + i + len(tag)
+	l.pos = body + bytes.Index(l.text[body:], tag) + len(tag)
 	return true
 }
+
+// tagAt returns the $tag$ that starts at a dollar sign, nil if none does.
+func tagAt(text []byte, pos int) []byte {
+	for end := pos + 1; end < len(text) && end-pos <= maxTag; end++ {
+		if text[end] == '$' {
+			return text[pos : end+1]
+		}
+		if !isWordByte(text[end]) {
+			break
+		}
+	}
+	return nil
+}
+
+// maxTag bounds the tag of a heredoc, in bytes.
+const maxTag = 256
 
 // statementKind says how a statement is run.
 type statementKind uint8
@@ -185,59 +213,68 @@ func forbidden(previous, t token) error {
 	return nil
 }
 
-// rest reads the tokens up to the end of the statement.
-func (l *lexer) rest() ([]token, error) {
-	var tokens []token
+// rest reads up to the end of the statement and returns where its last token
+// ends. It shows every token to visit, if there is one.
+func (l *lexer) rest(visit func(token)) (end int, err error) {
 	var previous token
 	for {
 		t, ok := l.next()
 		if !ok {
-			return tokens, nil
+			return end, nil
 		}
 		if err := forbidden(previous, t); err != nil {
-			return nil, err
+			return 0, err
 		}
 		if t.word == ";" {
 			if _, more := l.next(); more {
-				return nil, errSyntax.new("Syntax error (Multi-statements are not allowed): failed at position %d (end of query)", t.start+1)
+				return 0, errSyntax.new("Syntax error (Multi-statements are not allowed): failed at position %d (end of query)", t.start+1)
 			}
-			return tokens, nil
+			return end, nil
 		}
-		tokens = append(tokens, t)
+		if visit != nil {
+			visit(t)
+		}
+		end = t.end
 		previous = t
 	}
 }
 
 func parseOther(l *lexer) (statement, error) {
-	tokens, err := l.rest()
-	if err != nil || len(tokens) == 0 {
+	var s statement
+	begin := -1
+	opening := true            // only brackets so far
+	var before, previous token // the two tokens before the one visited
+	var keyword, name token    // FORMAT and what it names
+	end, err := l.rest(func(t token) {
+		if begin < 0 {
+			begin = t.start
+		}
+		if opening && t.word != "(" {
+			opening = false
+			if t.word == "SELECT" || t.word == "WITH" || t.word == "FROM" {
+				s.kind = kindSelect
+			}
+		}
+		if t.word == "INSERT" && t.depth == 0 {
+			s.kind = kindOther // WITH … INSERT INTO … SELECT
+		}
+		if t.word == "SETTINGS" && t.depth == 0 && before.word == "FORMAT" && previous.kind == tokenWord {
+			keyword, name = before, previous
+		}
+		before, previous = previous, t
+	})
+	if err != nil || begin < 0 {
 		return statement{}, err
 	}
-	end := tokens[len(tokens)-1].end
-	s := statement{text: string(l.text[tokens[0].start:end])}
+	if before.word == "FORMAT" && before.depth == 0 && previous.kind == tokenWord && before.end > begin {
+		keyword, name = before, previous
+	}
+	s.text = string(l.text[begin:end])
 	s.body = s.text
-
-	first := 0
-	for first < len(tokens)-1 && tokens[first].word == "(" {
-		first++
-	}
-	switch tokens[first].word {
-	case "SELECT", "WITH", "FROM":
-		s.kind = kindSelect
-	}
-	for i, t := range tokens {
-		if t.depth != 0 {
-			continue
-		}
-		switch {
-		case t.word == "INSERT":
-			s.kind = kindOther // WITH … INSERT INTO … SELECT
-		case t.word == "FORMAT" && i+1 < len(tokens) && tokens[i+1].kind == tokenWord &&
-			(i+2 == len(tokens) || tokens[i+2].word == "SETTINGS"):
-			s.body = string(l.text[tokens[0].start:t.start])
-			s.format = string(l.text[tokens[i+1].start:tokens[i+1].end])
-			s.tail = string(l.text[tokens[i+1].end:end])
-		}
+	if name.end > 0 {
+		s.body = string(l.text[begin:keyword.start])
+		s.format = string(l.text[name.start:name.end])
+		s.tail = string(l.text[name.end:end])
 	}
 	return s, nil
 }
@@ -246,11 +283,11 @@ func parseInsert(l *lexer) (statement, error) {
 	begin, _ := l.next() // INSERT
 	whole := func() (statement, error) {
 		l.pos, l.depth = begin.start, 0
-		tokens, err := l.rest()
+		end, err := l.rest(nil)
 		if err != nil {
 			return statement{}, err
 		}
-		text := string(l.text[begin.start:tokens[len(tokens)-1].end])
+		text := string(l.text[begin.start:end])
 		return statement{text: text, body: text}, nil
 	}
 

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ClickHouse/ch-go/compress"
 	"github.com/ClickHouse/clickhouse-go/v2"
@@ -31,6 +32,8 @@ func TestParseStatement(t *testing.T) {
 		{"SELECT format FROM t ORDER BY format", statement{kind: kindSelect, text: "SELECT format FROM t ORDER BY format", body: "SELECT format FROM t ORDER BY format"}},
 		{"SELECT format('{}', 'FORMAT CSV') AS a", statement{kind: kindSelect, text: "SELECT format('{}', 'FORMAT CSV') AS a", body: "SELECT format('{}', 'FORMAT CSV') AS a"}},
 		{"SELECT $tag$ ; FORMAT CSV $tag$", statement{kind: kindSelect, text: "SELECT $tag$ ; FORMAT CSV $tag$", body: "SELECT $tag$ ; FORMAT CSV $tag$"}},
+		{"SELECT $a$ $b$ ; $a$, $b", statement{kind: kindSelect, text: "SELECT $a$ $b$ ; $a$, $b", body: "SELECT $a$ $b$ ; $a$, $b"}},
+		{"SELECT $a$ ;", statement{kind: kindSelect, text: "SELECT $a$", body: "SELECT $a$"}},
 		{`SELECT 'a\'; b', "c"";", ` + "`d``;`", statement{kind: kindSelect, text: `SELECT 'a\'; b', "c"";", ` + "`d``;`", body: `SELECT 'a\'; b', "c"";", ` + "`d``;`"}},
 		{"FROM t SELECT a", statement{kind: kindSelect, text: "FROM t SELECT a", body: "FROM t SELECT a"}},
 		{"WITH 1 AS a SELECT a", statement{kind: kindSelect, text: "WITH 1 AS a SELECT a", body: "WITH 1 AS a SELECT a"}},
@@ -61,6 +64,32 @@ func TestParseStatement(t *testing.T) {
 		got, err := parseStatement([]byte(c.text))
 		if err != nil || got != c.want {
 			t.Errorf("%q:\n got %+v %v\nwant %+v", c.text, got, err, c.want)
+		}
+	}
+}
+
+// The time a text takes is in proportion to its length, whatever is in it.
+func TestParseStatementIsLinear(t *testing.T) {
+	const size = 8 << 20
+	var tags strings.Builder
+	for i := 0; tags.Len() < size; i++ {
+		fmt.Fprintf(&tags, "$t%d", i)
+	}
+	for name, text := range map[string]string{
+		"tags":     "SELECT " + tags.String(),
+		"dollars":  "SELECT " + strings.Repeat("$a", size/2),
+		"long tag": "SELECT $" + strings.Repeat("a", size) + "$",
+		"brackets": "SELECT " + strings.Repeat("(", size),
+		"comments": "SELECT " + strings.Repeat("/*", size/2),
+		"formats":  "SELECT " + strings.Repeat("FORMAT ", size/7),
+		"settings": "INSERT INTO t FORMAT TSV SETTINGS " + strings.Repeat("a=1,", size/4),
+		"names":    "INSERT INTO " + strings.Repeat("a.", size/2),
+		"quotes":   "SELECT " + strings.Repeat("'", size),
+	} {
+		began := time.Now()
+		_, _ = parseStatement([]byte(text)) // most are no statements
+		if took := time.Since(began); took > 20*time.Second {
+			t.Errorf("%s took %v", name, took)
 		}
 	}
 }

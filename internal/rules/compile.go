@@ -303,7 +303,7 @@ func (c *compiler) predicate(p *predicate) edge {
 	if p.operand.ref == "evt.type" && (p.op == opEq || p.op == opIn || p.op == opIntersects) && !reportsAny(c.class, p.values) {
 		return edgeFalse
 	}
-	if p.op == opExists && p.operand.kind == kindText && p.operand.empty() {
+	if p.operand.kind == kindText && p.operand.empty() && p.match == (textPresent{}) {
 		return edgeTrue
 	}
 	n := node{pred: p, slot: c.slot(&p.operand, r), rhs: -1, cost: c.costOf(p, r)}

@@ -41,7 +41,7 @@ func newCorpus(seed uint64) *corpus {
 		for _, a := range tree {
 			p.aexes = append(p.aexes, "/usr/bin/"+a)
 		}
-		if c.rnd.IntN(3) > 0 {
+		if c.rnd.IntN(3) > 0 && name != "dpkg" && name != "apt-get" {
 			n := c.rnd.IntN(24)
 			p.container = fmt.Sprintf("%064x", n+1)
 			p.image = fmt.Sprintf("registry.example.test/team/app%d", n%9)
@@ -57,10 +57,13 @@ func (c *corpus) node(class schemas.Class, rows int) *batch.Batch {
 	b := batch.NewBuilder(class, schemas.Columns(class))
 	for i := range rows {
 		p := &c.procs[c.rnd.IntN(len(c.procs))]
+		for class == schemas.Network && (p.name == "sh" || p.name == "bash") {
+			p = &c.procs[c.rnd.IntN(len(c.procs))]
+		}
 		b.Uint64(schemas.Sequence, uint64(i+1))
 		b.Int64(schemas.EventTime, 1_800_000_000_000_000_000+int64(i)*1000)
 		b.Uint64(schemas.TimeBoot, 5_000_000_000_000+uint64(i)*1000)
-		b.Uint64(schemas.ProcessStartBoot, 4_000_000_000_000+uint64(p.pid)*1e9)
+		b.Uint64(schemas.ProcessStartBoot, 1_000_000_000_000+uint64(p.pid)*1e9)
 		b.Uint32(schemas.ProcessPID, p.pid)
 		b.Uint32(schemas.ThreadID, p.pid)
 		b.Str(schemas.ProcessName, p.name)

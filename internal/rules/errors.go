@@ -111,7 +111,7 @@ func (r *report) result() ([]Warning, error) {
 
 // nearest returns the name closest to s, or "" if none is close.
 func nearest(s string, names []string) string {
-	best, found := min(len(s)/3, 4)+1, ""
+	best, found := min(max(2, len(s)/3), len(s)/2, 4)+1, ""
 	for _, n := range names {
 		if abs(len(n)-len(s)) >= best {
 			continue

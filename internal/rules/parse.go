@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"strconv"
 	"strings"
 )
 
@@ -34,14 +35,14 @@ func parse(src *text) (e *expr, err *Error) {
 	if p.end() {
 		p.fail(p.at, "", "empty condition")
 	}
-	e = p.or()
+	tree := p.or()
 	if !p.end() {
 		if p.s[p.at] == ')' {
 			p.fail(p.at, "", "\")\" without its \"(\"")
 		}
 		p.fail(p.at, "", "expected \"and\", \"or\" or the end of the condition, found %s", p.found())
 	}
-	return e, nil
+	return tree, nil
 }
 
 func (p *parser) fail(at int, remedy, format string, args ...any) {
@@ -71,17 +72,21 @@ func (p *parser) blank() {
 
 // found describes what stands at the current place, for messages.
 func (p *parser) found() string {
-	if p.end() {
+	at := p.at
+	for at < len(p.s) && isSpace(p.s[at]) {
+		at++
+	}
+	if at == len(p.s) {
 		return "the end of the condition"
 	}
-	end := p.at
-	for end < len(p.s) && !isSpace(p.s[end]) && end-p.at < 30 {
+	end := at
+	for end < len(p.s) && !isSpace(p.s[end]) && end-at < 30 {
 		end++
 	}
-	if i := strings.IndexAny(p.s[p.at:end], "(),"); i > 0 {
-		end = p.at + i
+	if i := strings.IndexAny(p.s[at:end], "(),"); i > 0 {
+		end = at + i
 	}
-	return `"` + p.s[p.at:end] + `"`
+	return strconv.Quote(p.s[at:end])
 }
 
 func isWordStart(c byte) bool { return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' }

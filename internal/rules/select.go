@@ -16,7 +16,7 @@ func (s *Set) Syscalls() []string { return s.syscalls }
 // WatchedPaths returns the paths whose opens for reading the enabled rules
 // need, each standing for itself and what is below it, sorted and without any
 // that another contains. Opens for writing are events wherever they are. A
-// rule that could match reads of any path is not counted: Load warns of it.
+// rule that asks for reads of any path is not counted: Load warns of it.
 func (s *Set) WatchedPaths() []string { return s.watched }
 
 // selection derives what the set needs.
@@ -46,6 +46,9 @@ func (s *Set) selection(b *setBuilder) {
 		for _, r := range g.rules {
 			need := w.edge(r.root)
 			if need.anywhere {
+				if !p.asksFor(r.root, schemas.FileRead) {
+					continue
+				}
 				def := b.rules[r.rule.Name]
 				b.warn(def.at, r.rule.Name, false, "compare fd.name or fd.directory with paths, or ask for evt.is_open_write", "rule %q sees files opened for writing only: it names no path whose reads could be watched", r.rule.Name)
 				continue
@@ -70,6 +73,19 @@ func (p *program) syscalls(e edge, f func(string)) {
 			f(v)
 		}
 	}
+}
+
+// asksFor reports whether a comparison below e reads the column.
+func (p *program) asksFor(e edge, id schemas.FieldID) bool {
+	if e == edgeTrue || e == edgeFalse {
+		return false
+	}
+	n := &p.nodes[e.id()]
+	if n.pred != nil {
+		r := n.pred.operand.reader(p.class)
+		return r != nil && r.isColumn && r.column == id
+	}
+	return slices.ContainsFunc(n.kids, func(k edge) bool { return p.asksFor(k, id) })
 }
 
 // minimal sorts paths and drops those that another contains.

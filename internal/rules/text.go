@@ -79,7 +79,7 @@ func (t *text) join(more *text) *text {
 	return j
 }
 
-// pos is a place in a text; with a nil text it is nowhere.
+// pos is a place in a text; with a nil text, or one of no file, it is nowhere.
 type pos struct {
 	text *text
 	off  int
@@ -88,7 +88,7 @@ type pos struct {
 // fault makes an Error at the place.
 func (p pos) fault(remedy, format string, args ...any) Error {
 	e := Error{Message: fmt.Sprintf(format, args...), Remedy: remedy}
-	if p.text == nil {
+	if p.text == nil || len(p.text.parts) == 0 {
 		return e
 	}
 	at := p.text.parts[0]

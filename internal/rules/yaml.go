@@ -113,8 +113,9 @@ func (y *yamlReader) yamlError(err error) {
 	msg := strings.TrimPrefix(err.Error(), "yaml: ")
 	e := &Error{File: y.file.name, Message: "not valid YAML: " + msg}
 	if m := yamlLine.FindStringSubmatch(msg); m != nil {
-		e.Line, _ = strconv.Atoi(m[1])
-		e.Column = 1
+		line, _ := strconv.Atoi(m[1])
+		// YAML knows more kinds of line breaks than the file may be shown with.
+		e.Line, e.Column = max(1, min(line, len(y.file.lines))), 1
 		e.Message = "not valid YAML: " + strings.Replace(msg, m[0], "", 1)
 	}
 	y.errs = append(y.errs, e)

@@ -124,6 +124,21 @@ func (rt *Runtime) Close() {
 	}
 }
 
+// Verify waits for NATS and the named streams (see bus.Verify); until then
+// the service is not ready.
+func (rt *Runtime) Verify(ctx context.Context, streams ...string) error {
+	rt.SetReady("streams", func() error { return errors.New("not found yet") })
+	if err := rt.Bus.Verify(ctx, verifyPatience, streams...); err != nil {
+		return err
+	}
+	rt.SetReady("streams", func() error { return nil })
+	return nil
+}
+
+// verifyPatience is how long a service that has NATS waits for somebody to run
+// `picket migrate`.
+const verifyPatience = 30 * time.Second
+
 // SetReady names a condition of /readyz; it is asked at each request and must
 // be safe for concurrent use.
 func (rt *Runtime) SetReady(name string, check func() error) {

@@ -435,7 +435,7 @@ func (l *lane) judge(led ledger, group []*item) (sure, doubtful, dead []*item) {
 	for _, it := range group {
 		if it.bad != nil {
 			dead = append(dead, it)
-		} else if it.replayed || it.delivered <= led.Fence || it.msg.Sequence <= led.Doubt {
+		} else if it.again || it.replayed || it.delivered <= led.Fence || it.msg.Sequence <= led.Doubt {
 			doubtful = append(doubtful, it)
 		} else {
 			sure = append(sure, it)

@@ -3,6 +3,9 @@ package auditlogingest
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -52,11 +55,13 @@ func samples(t testing.TB) [][]byte {
 	return out
 }
 
-// nats starts a NATS server with JetStream and Picket's streams, and returns
-// its URL. dir keeps its data.
+// startNATS starts a NATS server with JetStream and Picket's streams, and
+// returns its URL. dir keeps its data; port -1 is any. It has a password of
+// its own, so that a client of some other test that has lost its server does
+// not take this one for it.
 func startNATS(t testing.TB, dir string, port int, limits bus.Limits) (*server.Server, string) {
 	t.Helper()
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: port, Username: "test", Password: dirPassword(dir), JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,11 +70,17 @@ func startNATS(t testing.TB, dir string, port int, limits bus.Limits) (*server.S
 		t.Fatal("NATS server not ready")
 	}
 	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	b := connect(t, s.ClientURL())
+	url := fmt.Sprintf("nats://test:%s@%s", dirPassword(dir), s.Addr())
+	b := connect(t, url)
 	if err := b.Migrate(t.Context(), limits); err != nil {
 		t.Fatal(err)
 	}
-	return s, s.ClientURL()
+	return s, url
+}
+
+func dirPassword(dir string) string {
+	sum := sha256.Sum256(fmt.Append(nil, os.Getpid(), dir))
+	return hex.EncodeToString(sum[:8])
 }
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
@@ -105,7 +116,7 @@ func readRaw(t testing.TB, b *bus.Bus) []published {
 		t.Fatal(err)
 	}
 	var out []published
-	for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
+	for seq := max(1, info.State.FirstSeq); seq <= info.State.LastSeq; seq++ {
 		m, err := s.GetMsg(ctx, seq)
 		if err != nil {
 			t.Fatal(err)
@@ -180,7 +191,7 @@ func healthTotal(t testing.TB, b *bus.Bus, action, reason string) (n uint64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
+	for seq := max(1, info.State.FirstSeq); seq <= info.State.LastSeq; seq++ {
 		m, err := s.GetMsg(ctx, seq)
 		if err != nil {
 			t.Fatal(err)

@@ -53,7 +53,7 @@ func Run(ctx context.Context, cfg Config) error {
 		rt.Log.Warn("rule file", "warning", w.String())
 	}
 	rt.Log.Info("rules loaded", "rules", len(set.Rules()), "warnings", len(warnings))
-	if err := rt.Bus.Verify(ctx, 30*time.Second, schemas.StreamEvents, schemas.StreamAlerts); err != nil {
+	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamAlerts); err != nil {
 		return err
 	}
 	d := &detector{bus: rt.Bus, set: set, eval: set.NewEvaluator(), metrics: newMetrics(rt.Metrics),

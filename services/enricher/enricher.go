@@ -32,8 +32,6 @@ import (
 )
 
 const (
-	// streamPatience is how long a start waits for `picket migrate`.
-	streamPatience = 30 * time.Second
 	// stopGrace is how long a stopping enricher goes on with what it has
 	// taken; it is longer than the longest wait for a pod.
 	stopGrace = 15 * time.Second
@@ -56,17 +54,21 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	return s.run(ctx)
+}
 
+// run works until ctx ends or the connection to NATS is lost for good.
+func (s *server) run(ctx context.Context) error {
 	// What the lanes stand on outlives ctx by the time they take to finish.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	var g errgroup.Group
-	g.Go(func() error { return s.health.Run(work, health.Direct(rt.Bus)) })
+	g.Go(func() error { return s.health.Run(work, health.Direct(s.rt.Bus)) })
 	if s.watcher != nil {
 		defer s.disconnect()
 		g.Go(func() error { return s.watcher.run(work) })
 	}
-	err = s.consume(ctx, work, stopWork)
+	err := s.consume(ctx, work, stopWork)
 	stopWork()
 	return errors.Join(err, g.Wait())
 }
@@ -147,7 +149,7 @@ func newServer(cfg Config, rt *service.Runtime) (*server, error) {
 // consume works until ctx ends, and then at most stopGrace on what it has in
 // hand; work is what it works under.
 func (s *server) consume(ctx, work context.Context, stopWork context.CancelFunc) error {
-	if err := s.rt.Bus.Verify(ctx, streamPatience, schemas.StreamRaw, schemas.StreamEvents, schemas.StreamDead); err != nil {
+	if err := s.rt.Verify(ctx, schemas.StreamRaw, schemas.StreamEvents, schemas.StreamDead); err != nil {
 		return err
 	}
 	if s.watcher != nil {

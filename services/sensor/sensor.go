@@ -82,10 +82,17 @@ func Run(ctx context.Context, cfg Config) error {
 
 // Record runs a sensor that hands its batches to box instead of NATS, until
 // ctx ends. It loads programs of its own, beside those of a running sensor.
-func Record(ctx context.Context, cfg Config, box Outbox, log *slog.Logger) error {
+// watching, if not nil, is called when they are attached.
+func Record(ctx context.Context, cfg Config, box Outbox, watching func(), log *slog.Logger) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
 	s, err := newSensor(cfg, box, nil, log, prometheus.NewRegistry())
 	if err != nil {
 		return err
+	}
+	if watching != nil {
+		watching()
 	}
 	return s.run(ctx)
 }

@@ -56,7 +56,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer rt.Close()
-	if err := rt.Bus.Verify(ctx, 30*time.Second, schemas.StreamEvents, schemas.StreamRaw); err != nil {
+	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamRaw); err != nil {
 		return err
 	}
 	var run [16]byte

@@ -48,7 +48,7 @@ func main() {
 }
 
 // load runs /bin/true, which is three kernel events (fork, exec, exit), and
-// probes: programs under a temporary folder whose argument is the time.
+// probes: programs in shared memory whose argument is the time.
 func load(rate, probes int, d time.Duration, dir string) error {
 	probe := filepath.Join(dir, "probe")
 	b, err := os.ReadFile("/bin/true")
@@ -92,6 +92,12 @@ func measure(rate, probes int, d time.Duration, binary string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
+	// A rule of the default pack matches what runs in shared memory.
+	shm, err := os.MkdirTemp("/dev/shm", "picket-latency-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(shm)
 	cfg := sensor.DefaultConfig()
 	cfg.Kernel.Instance = fmt.Sprintf("latency-%d", os.Getpid())
 	s, err := up.Start(ctx, up.Options{Dir: filepath.Join(dir, "data"), Cluster: "latency", NATSListen: "127.0.0.1:0",
@@ -104,7 +110,7 @@ func measure(rate, probes int, d time.Duration, binary string) error {
 	var delays []time.Duration
 	stop, err := s.Subscribe(func(f *schemas.Finding) {
 		now := time.Now()
-		if len(f.Evidences) == 0 || f.Evidences[0].Process == nil {
+		if f.Unmapped.Rule != "Program run from shared memory" || len(f.Evidences) == 0 || f.Evidences[0].Process == nil {
 			return
 		}
 		_, after, ok := strings.Cut(f.Evidences[0].Process.CmdLine, "picket-latency ")
@@ -125,7 +131,7 @@ func measure(rate, probes int, d time.Duration, binary string) error {
 		return err
 	}
 	begin := time.Now()
-	cmd := exec.Command(self, "-rate", strconv.Itoa(rate), "-probes", strconv.Itoa(probes), "-duration", d.String(), "load", dir)
+	cmd := exec.Command(self, "-rate", strconv.Itoa(rate), "-probes", strconv.Itoa(probes), "-duration", d.String(), "load", shm)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return err

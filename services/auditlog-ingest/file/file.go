@@ -122,7 +122,7 @@ func (f *File) begin(ctx context.Context) (*generation, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	if !known || p.identity == nil {
+	if !known || p.File == nil {
 		g := current(all)
 		if g != nil && f.cfg.Start == StartEnd {
 			return f.beginAtEnd(ctx, g)
@@ -142,9 +142,9 @@ func (f *File) begin(ctx context.Context) (*generation, int64, error) {
 	// What was left of that file is lost. All that was written since is in
 	// files that were written after we last read.
 	f.sink.Gap("the audit log file of the checkpoint is gone; what had not been read of it is lost",
-		"path", f.cfg.Path, "last_read", p.Read, "offset", p.Offset, "remedy", "keep more rotated files, uncompressed (--audit-log-maxbackup, --audit-log-compress=false)")
+		"path", f.cfg.Path, "last_read", p.File.Read, "offset", p.Offset, "remedy", "keep more rotated files, uncompressed (--audit-log-maxbackup, --audit-log-compress=false)")
 	g, err = f.wait(ctx, func(all []*generation) *generation {
-		return oldest(slices.DeleteFunc(all, func(g *generation) bool { return !g.current && g.modified.Before(p.Read) }))
+		return oldest(slices.DeleteFunc(all, func(g *generation) bool { return !g.current && g.modified.Before(p.File.Read) }))
 	})
 	return g, 0, err
 }

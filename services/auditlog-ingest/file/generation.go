@@ -26,8 +26,8 @@ const headBytes = 1024
 // inode and by how it begins, because an inode is used again, a name is given
 // to another file, and a copy has another inode.
 type position struct {
-	*identity
-	Offset int64 `json:"offset"`
+	File   *identity `json:"file"`
+	Offset int64     `json:"offset"`
 }
 
 // identity names a file. It does not change once made.
@@ -143,11 +143,11 @@ func after(g *generation, all []*generation) []*generation {
 func (p position) find(all []*generation) (*generation, error) {
 	var copied *generation
 	for _, g := range all {
-		if g.size < p.Offset || g.size < int64(p.HeadLength) {
+		if g.size < p.Offset || g.size < int64(p.File.HeadLength) {
 			continue
 		}
-		inode := g.dev == p.Device && g.ino == p.Inode
-		if !inode && (copied != nil || p.HeadLength == 0) {
+		inode := g.dev == p.File.Device && g.ino == p.File.Inode
+		if !inode && (copied != nil || p.File.HeadLength == 0) {
 			continue
 		}
 		same, err := p.begins(g.path)
@@ -172,11 +172,11 @@ func (p position) begins(path string) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	head := make([]byte, p.HeadLength)
+	head := make([]byte, p.File.HeadLength)
 	if _, err := io.ReadFull(f, head); err != nil {
 		return false, nil
 	}
-	return sum(head) == p.Head, nil
+	return sum(head) == p.File.Head, nil
 }
 
 // lastLine returns where the last line that has an end ends.

@@ -1,0 +1,387 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"structs"
+	"unsafe"
+
+	"github.com/cilium/ebpf/ringbuf"
+)
+
+// LayoutVersion is the version of the records' layout. A record of another version is refused by [Decode].
+const LayoutVersion = 1
+
+// Class says which kind of thing an event tells about. Its number is the index into the kernel's counters
+// and the ledger, and does not depend on which ring buffer carries the event.
+type Class uint16
+
+// The classes. NumClasses bounds every array over them.
+const (
+	ClassProcess Class = 0
+	ClassFile    Class = 1
+	ClassNetwork Class = 2
+	NumClasses         = 3
+)
+
+// String returns the class's name as the rest of Picket writes it.
+func (c Class) String() string {
+	switch c {
+	case ClassProcess:
+		return "process"
+	case ClassFile:
+		return "file"
+	case ClassNetwork:
+		return "network"
+	}
+	return fmt.Sprintf("class(%d)", uint16(c))
+}
+
+// Action says what happened.
+type Action uint16
+
+// The actions; each has its own part of [Event].
+const (
+	ActionExec    Action = 1
+	ActionFork    Action = 2
+	ActionExit    Action = 3
+	ActionOpen    Action = 16
+	ActionConnect Action = 32
+	ActionAccept  Action = 33
+)
+
+// String returns the action's name as the rest of Picket writes it.
+func (a Action) String() string {
+	switch a {
+	case ActionExec:
+		return "exec"
+	case ActionFork:
+		return "fork"
+	case ActionExit:
+		return "exit"
+	case ActionOpen:
+		return "open"
+	case ActionConnect:
+		return "connect"
+	case ActionAccept:
+		return "accept"
+	}
+	return fmt.Sprintf("action(%d)", uint16(a))
+}
+
+// Bits of Header.Flags.
+const (
+	HeaderKernelThread uint16 = 1 << 0 // the acting task is a kernel thread
+	HeaderCompat       uint16 = 1 << 1 // reached through a 32-bit system call
+)
+
+// Bits of ExecFields.ExeFlags, ExecFields.CwdFlags and OpenFields.PathFlags.
+const (
+	PathTruncated uint32 = 1 << 0 // longer than MaxPath: the end (leaf side) is kept
+	PathOutside   uint32 = 1 << 1 // does not lead to the task's root
+	PathDeleted   uint32 = 1 << 2 // the name or the inode is unlinked
+	PathFault     uint32 = 1 << 3 // a kernel read failed on the way
+)
+
+// Bits of ExecFields.Flags.
+const (
+	ExecArgsTruncated     uint32 = 1 << 0 // ArgsTotal is more than what Args carries
+	ExecArgsFault         uint32 = 1 << 1 // the argument memory could not be read (all of it)
+	ExecFilenameTruncated uint32 = 1 << 2
+	ExecMemfd             uint32 = 1 << 3 // the executable is a memfd: it has no name in any file system
+	ExecUpper             uint32 = 1 << 4 // on overlayfs: the executable is in the upper (writable) layer
+	ExecScript            uint32 = 1 << 5 // Filename names a script, Exe its interpreter
+	ExecSecure            uint32 = 1 << 6 // AT_SECURE: set-id or file capabilities took effect
+)
+
+// Bits of OpenFields.Access, taken from the opened file itself.
+const (
+	OpenRead    uint32 = 1 << 0
+	OpenWrite   uint32 = 1 << 1
+	OpenCreated uint32 = 1 << 2 // this call created the file
+	OpenWatched uint32 = 1 << 3 // the path is under a watched prefix
+)
+
+// Bits of ConnFields.Flags.
+const (
+	// ConnRemoteFromUser: the remote address was read from the caller's memory, because the kernel kept
+	// none (the attempt failed before a packet was sent). The caller may have changed it meanwhile.
+	ConnRemoteFromUser uint16 = 1 << 0
+)
+
+// Bounds of the strings in events, in bytes.
+const (
+	MaxPath = 4096 // each of Filename, Exe, Cwd, Path
+	MaxArgs = 8192 // Args
+)
+
+// NoID is the value of LoginUID and SessionID when they were never set.
+const NoID uint32 = 0xffffffff
+
+// Header starts every event: who acted, when, and which number the event has.
+// Times are nanoseconds of CLOCK_BOOTTIME. Process ids are those of the initial pid namespace, user and
+// group ids those of the initial user namespace, unless said otherwise.
+type Header struct {
+	_               structs.HostLayout
+	Size            uint32 // of the whole record, bytes
+	Version         uint16 // LayoutVersion
+	Class           Class
+	Action          Action
+	Flags           uint16 // HeaderKernelThread, HeaderCompat
+	CPU             uint32
+	Seq             uint64 // per (CPU, Class): from 1, without gaps
+	Time            uint64
+	StartTime       uint64 // of the acting process; with TGID it names a process for the life of the machine
+	CgroupID        uint64 // inode of the cgroup v2 directory
+	TGID            uint32
+	TID             uint32
+	NSPID           uint32 // process id in its own pid namespace
+	ParentTGID      uint32
+	ParentStartTime uint64
+	PIDNS           uint32 // namespaces by inode number; 0 where the task has none left
+	MntNS           uint32
+	NetNS           uint32
+	UserNS          uint32
+	UID             uint32
+	EUID            uint32
+	GID             uint32
+	EGID            uint32
+	LoginUID        uint32 // NoID: not set
+	SessionID       uint32 // NoID: not set
+	Comm            [16]byte
+}
+
+// ExecFields is the fixed part of an exec event.
+type ExecFields struct {
+	_              structs.HostLayout
+	CapEffective   uint64
+	CapPermitted   uint64
+	CapInheritable uint64
+	ArgsTotal      uint64 // true length of the argument area, bytes
+	ExeIno         uint64
+	ExeCtime       int64  // ns since 1970
+	ExeMtime       int64  // ns since 1970
+	Flags          uint32 // Exec… bits
+	ExeFlags       uint32 // Path… bits
+	CwdFlags       uint32 // Path… bits
+	OldTID         uint32 // the calling thread's id before it took the leader's
+	SUID           uint32
+	SGID           uint32
+	FSUID          uint32
+	FSGID          uint32
+	UTSNS          uint32
+	IPCNS          uint32
+	CgroupNS       uint32
+	Argc           uint32
+	PGID           uint32
+	SID            uint32
+	TTYDev         uint32 // as in /proc/<pid>/stat; 0: no terminal
+	ExeDev         uint32 // as stat(2) gives it
+	ExeMode        uint32
+	ExeUID         uint32
+	ExeGID         uint32
+	FilenameLen    uint32
+	ExeLen         uint32
+	CwdLen         uint32
+	ArgsLen        uint32
+	Pad            uint32
+	TTY            [32]byte // the kernel's name of the terminal, NUL padded: "pts3"
+}
+
+// ExecEvent tells of a process that has just begun to run a program. The header is that process, with its
+// new credentials and comm. The slices alias the sample it was decoded from.
+type ExecEvent struct {
+	ExecFields
+	Filename []byte // as given to execve: may be relative, a symbolic link, a script, /dev/fd/N
+	Exe      []byte // absolute path of the file that runs, as the process sees it
+	Cwd      []byte // working directory, as the process sees it
+	Args     []byte // arguments, each ended by a NUL byte; cut after MaxArgs bytes
+}
+
+// ForkEvent tells of a new process (never of a thread). The header is the forking process.
+type ForkEvent struct {
+	_                    structs.HostLayout
+	ChildStartTime       uint64
+	ChildParentStartTime uint64
+	ChildCgroupID        uint64
+	ChildTGID            uint32
+	ChildNSPID           uint32 // in the child's own pid namespace
+	ChildParentTGID      uint32 // differs from Header.TGID under CLONE_PARENT
+	ChildPIDNS           uint32
+	ChildMntNS           uint32
+	ChildNetNS           uint32
+	ChildUserNS          uint32
+	ChildFlags           uint32 // Header… bits
+}
+
+// ExitEvent tells of the end of a whole process. The header is the last of its threads.
+type ExitEvent struct {
+	_          structs.HostLayout
+	ExitStatus uint32 // argument of exit(2), 0 to 255
+	Signal     uint32 // that killed it; 0: it ended by itself
+	CoreDumped uint32 // 0 or 1
+	Pad        uint32
+}
+
+// OpenFields is the fixed part of an open event.
+type OpenFields struct {
+	_         structs.HostLayout
+	Ino       uint64
+	Flags     uint64 // open(2) flags as the caller gave them
+	Access    uint32 // Open… bits
+	FileFlags uint32 // flags the kernel keeps in the open file
+	Dev       uint32
+	Mode      uint32 // type and permissions, as in stat(2)
+	UID       uint32 // owner of the file
+	GID       uint32
+	Nlink     uint32
+	FD        int32
+	PathFlags uint32 // Path… bits
+	PathLen   uint32
+}
+
+// OpenEvent tells of a file opened for writing, created, or read under a watched path.
+// Path aliases the sample it was decoded from.
+type OpenEvent struct {
+	OpenFields
+	Path []byte // absolute, symbolic links resolved, as the process sees it
+}
+
+// ConnEvent tells of a connect or accept call on an IPv4 or IPv6 stream or datagram socket.
+type ConnEvent struct {
+	_          structs.HostLayout
+	SockIno    uint64
+	Result     int32  // 0 or a negative errno; -EINPROGRESS: a non-blocking connect has begun
+	FD         int32  // connect: the socket; accept: the new socket
+	Family     uint16 // unix.AF_INET, unix.AF_INET6
+	Type       uint16 // unix.SOCK_STREAM, unix.SOCK_DGRAM
+	Protocol   uint16 // unix.IPPROTO_…
+	Flags      uint16 // Conn… bits
+	LocalPort  uint16
+	RemotePort uint16
+	Pad        uint32
+	LocalAddr  [16]byte // IPv4: the first four bytes
+	RemoteAddr [16]byte
+}
+
+// Local returns the local address and port; a v4-mapped IPv6 address is returned as IPv4.
+func (c *ConnEvent) Local() netip.AddrPort {
+	return netip.AddrPortFrom(c.addr(&c.LocalAddr), c.LocalPort)
+}
+
+// Remote returns the remote address and port; a v4-mapped IPv6 address is returned as IPv4.
+func (c *ConnEvent) Remote() netip.AddrPort {
+	return netip.AddrPortFrom(c.addr(&c.RemoteAddr), c.RemotePort)
+}
+
+func (c *ConnEvent) addr(a *[16]byte) netip.Addr {
+	if c.Family == afINet {
+		return netip.AddrFrom4([4]byte(a[:4]))
+	}
+	return netip.AddrFrom16(*a).Unmap()
+}
+
+const afINet = 2
+
+// Event is one decoded record. Header.Action says which of the parts below is valid; the others keep what
+// an earlier record left in them. Reuse one Event for many records: decoding allocates nothing.
+type Event struct {
+	Header Header
+	Exec   ExecEvent
+	Fork   ForkEvent
+	Exit   ExitEvent
+	Open   OpenEvent
+	Conn   ConnEvent
+
+	record ringbuf.Record // what Reader.Read decoded it from
+}
+
+// ErrBadRecord is what every error of [Decode] is (errors.Is).
+var ErrBadRecord = errors.New("malformed kernel record")
+
+// Decode reads one record as the kernel wrote it into *ev. Every length in it is checked against the
+// sample: a record that lies about itself gives an error, never a panic. The byte slices in ev alias sample
+// and are valid as long as it is.
+func Decode(sample []byte, ev *Event) error {
+	h := &ev.Header
+	rest, ok := take(sample, h)
+	if !ok {
+		return fmt.Errorf("%w: %d bytes are less than its header", ErrBadRecord, len(sample))
+	}
+	if h.Version != LayoutVersion {
+		return fmt.Errorf("%w: layout version %d, this program reads %d", ErrBadRecord, h.Version, LayoutVersion)
+	}
+	if uint64(h.Size) != uint64(len(sample)) {
+		return fmt.Errorf("%w: it says %d bytes and has %d", ErrBadRecord, h.Size, len(sample))
+	}
+	var class Class
+	switch h.Action {
+	case ActionExec:
+		class = ClassProcess
+		e := &ev.Exec
+		rest, ok = take(rest, &e.ExecFields)
+		ok = ok && cut(&rest, e.FilenameLen, MaxPath, &e.Filename) && cut(&rest, e.ExeLen, MaxPath, &e.Exe) &&
+			cut(&rest, e.CwdLen, MaxPath, &e.Cwd) && cut(&rest, e.ArgsLen, MaxArgs, &e.Args)
+	case ActionFork:
+		class = ClassProcess
+		rest, ok = take(rest, &ev.Fork)
+	case ActionExit:
+		class = ClassProcess
+		rest, ok = take(rest, &ev.Exit)
+	case ActionOpen:
+		class = ClassFile
+		rest, ok = take(rest, &ev.Open.OpenFields)
+		ok = ok && cut(&rest, ev.Open.PathLen, MaxPath, &ev.Open.Path)
+	case ActionConnect, ActionAccept:
+		class = ClassNetwork
+		rest, ok = take(rest, &ev.Conn)
+	default:
+		return fmt.Errorf("%w: unknown %s", ErrBadRecord, h.Action)
+	}
+	if !ok || len(rest) != 0 {
+		return fmt.Errorf("%w: %s of %d bytes does not fit its lengths", ErrBadRecord, h.Action, len(sample))
+	}
+	if h.Class != class {
+		return fmt.Errorf("%w: %s in %s", ErrBadRecord, h.Action, h.Class)
+	}
+	return nil
+}
+
+// fixed are the structs that are copied from a record byte for byte: numbers and byte arrays only, laid out
+// as in lib/event.h (layout_test.go holds both to that).
+type fixed interface {
+	Header | ExecFields | ForkEvent | ExitEvent | OpenFields | ConnEvent
+}
+
+// take copies the beginning of b into *dst and returns what follows it; false when b is too short.
+//
+// The only unsafe step of decoding is here: *dst seen as bytes, which is sound because a fixed struct has
+// neither pointers nor invalid bit patterns, and the copy is bounded by its size on either side.
+func take[T fixed](b []byte, dst *T) ([]byte, bool) {
+	n := int(unsafe.Sizeof(*dst))
+	if len(b) < n {
+		return b, false
+	}
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(dst)), n), b[:n])
+	return b[n:], true
+}
+
+// cut takes a string of n bytes, at most bound, from the beginning of *b.
+func cut(b *[]byte, n, bound uint32, dst *[]byte) bool {
+	if n > bound || uint64(n) > uint64(len(*b)) {
+		return false
+	}
+	*dst, *b = (*b)[:n:n], (*b)[n:]
+	return true
+}
+
+// String returns a NUL-padded name (Comm, TTY) as text.
+func String(b []byte) string {
+	for i, c := range b {
+		if c == 0 {
+			return string(b[:i])
+		}
+	}
+	return string(b)
+}

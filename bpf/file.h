@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Class file: files opened for writing, created, or read under a watched path. */
+#pragma once
+
+#include "lib/maps.h"
+#include "lib/path.h"
+#include "lib/syscall.h"
+#include "lib/task.h"
+
+/* One per CPU is enough, as for exec_scratch: only the program on sys_exit uses it. */
+struct file_scratch {
+	struct open_event event;
+	struct watch_key key;
+	struct walk path;
+	/*
+	 * A path is copied out from buf[MAX_PATH - len], len bytes. The verifier knows a bound of each, not
+	 * that they add up to MAX_PATH: it wants room for both. It is never touched.
+	 */
+	char room[MAX_PATH];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct file_scratch);
+} file_scratch SEC(".maps");
+
+/*
+ * The noise filter. Opening one of these changes no file: /dev/null, zero, full, random, urandom; terminals
+ * (consoles, serial lines, pseudo terminals, /dev/tty); pipes; and what has no file behind it at all.
+ * Nothing in /proc and /sys is noise: writes there configure the kernel.
+ */
+static __always_inline bool is_noise(struct inode *inode, __u32 mode)
+{
+	__u32 dev, major, minor;
+
+	switch (mode & S_IFMT) {
+	case S_IFREG:
+	case S_IFDIR:
+		return false;
+	case S_IFCHR:
+		dev = BPF_CORE_READ(inode, i_rdev);
+		major = dev >> 20;
+		minor = dev & 0xfffff;
+		if (major == 1)
+			return minor == 3 || minor == 5 || minor == 7 || minor == 8 || minor == 9;
+		return major == 4 || major == 5 || (major >= 136 && major <= 143);
+	case S_IFIFO:
+	case S_IFSOCK:
+		return true;
+	default:
+		return BPF_CORE_READ(inode, i_sb, s_magic) == ANON_INODE_FS_MAGIC;
+	}
+}
+
+/* Whether the walked path is under one of the watched ones (see watch.go for the keys). */
+static __always_inline bool is_watched(struct file_scratch *s)
+{
+	__u32 pos = s->path.pos, len;
+
+	if (pos >= MAX_PATH)
+		return false;
+	/* With the NUL that follows the path: it ends an exact match. */
+	len = MAX_PATH - pos + 1;
+	s->key.prefix_bits = (len < WATCH_BYTES ? len : WATCH_BYTES) * 8;
+	if (bpf_probe_read_kernel(s->key.path, sizeof(s->key.path), &s->path.buf[pos]))
+		return false;
+	return bpf_map_lookup_elem(&watches, &s->key) != NULL;
+}
+
+/* The flags the caller gave. The kernel keeps only some of them in the file. */
+static __always_inline __u64 open_flags(void *regs, bool compat, enum call call, __u32 file_flags,
+					struct counters *c)
+{
+	__u64 flags;
+
+	switch (call) {
+	case CALL_OPEN:
+		return (__u32)call_argument(regs, compat, 1);
+	case CALL_OPENAT:
+		return (__u32)call_argument(regs, compat, 2);
+	case CALL_CREAT:
+		return 01 | 0100 | 01000; /* O_WRONLY | O_CREAT | O_TRUNC */
+	default:
+		/* the first member of struct open_how, in the caller's memory */
+		if (!bpf_probe_read_user(&flags, sizeof(flags), (void *)call_argument(regs, compat, 2)))
+			return flags;
+		count(&c->errors[ERROR_USER_ADDRESS]);
+		return file_flags;
+	}
+}
+
+static __noinline int on_open(struct task_struct *task, void *regs, __u32 fd, __u32 call_compat)
+{
+	enum call call = call_compat & 0xf;
+	bool compat = call_compat >> 4;
+	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_FILE);
+	struct file_scratch *s;
+	struct open_event *e;
+	struct dentry *dentry;
+	struct inode *inode;
+	struct bpf_dynptr record;
+	struct file *file;
+	__u32 zero = 0, f_mode, mode, access, len;
+
+	if (!c)
+		return 0;
+	file = open_file(task, fd);
+	if (!file) {
+		count(&c->errors[ERROR_FD]);
+		return 0;
+	}
+	f_mode = BPF_CORE_READ(file, f_mode);
+	access = f_mode & (FMODE_READ | FMODE_WRITE); /* the same bits: OPEN_READ, OPEN_WRITE */
+	if (f_mode & FMODE_CREATED)
+		access |= OPEN_CREATED;
+	if (!(access & (OPEN_WRITE | OPEN_CREATED)) && !(config.watching && access))
+		return 0;
+	inode = BPF_CORE_READ(file, f_inode);
+	mode = BPF_CORE_READ(inode, i_mode);
+	if (is_noise(inode, mode)) {
+		if (access & OPEN_WRITE)
+			count(&c->filtered);
+		return 0;
+	}
+	s = bpf_map_lookup_elem(&file_scratch, &zero);
+	if (!s)
+		return 0;
+	dentry = BPF_CORE_READ(file, f_path.dentry);
+	walk_path(&s->path, BPF_CORE_READ(file, f_path.mnt), dentry, task);
+	if (config.watching && is_watched(s))
+		access |= OPEN_WATCHED;
+	if (!(access & (OPEN_WRITE | OPEN_CREATED | OPEN_WATCHED)))
+		return 0;
+
+	e = &s->event;
+	fill_header(&e->h, task);
+	e->h.class = CLASS_FILE;
+	e->h.action = ACTION_OPEN;
+	if (compat)
+		e->h.flags |= HEADER_COMPAT;
+	e->access = access;
+	e->file_flags = BPF_CORE_READ(file, f_flags);
+	e->flags = open_flags(regs, compat, call, e->file_flags, c);
+	e->ino = BPF_CORE_READ(inode, i_ino);
+	e->dev = encode_dev(BPF_CORE_READ(inode, i_sb, s_dev));
+	e->mode = mode;
+	e->uid = BPF_CORE_READ(inode, i_uid.val);
+	e->gid = BPF_CORE_READ(inode, i_gid.val);
+	e->nlink = BPF_CORE_READ(inode, i_nlink);
+	e->fd = fd;
+	e->path_flags = s->path.flags;
+	if (is_deleted(dentry, e->nlink))
+		e->path_flags |= PATH_DELETED;
+	if (e->path_flags & PATH_FAULT)
+		count(&c->errors[ERROR_PATH]);
+	len = walk_len(&s->path);
+	e->path_len = len;
+	e->h.size = sizeof(*e) + len;
+
+	e->h.seq = next_seq(c, !bpf_ringbuf_reserve_dynptr(&file_ring, e->h.size, 0, &record));
+	if (!e->h.seq) {
+		bpf_ringbuf_discard_dynptr(&record, 0);
+		return 0;
+	}
+	bpf_dynptr_write(&record, 0, e, sizeof(*e), 0);
+	bpf_dynptr_write(&record, sizeof(*e), &s->path.buf[MAX_PATH - len], len, 0);
+	bpf_ringbuf_submit_dynptr(&record, 0);
+	return 0;
+}

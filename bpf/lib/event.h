@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The records Picket's programs write into its ring buffers, byte for byte.
+ *
+ * event.go mirrors every struct of this file, and layout_test.go compares the two, by the BTF of the
+ * compiled object. Fields are ordered so that the compiler inserts no padding: what looks like
+ * padding is a named field. A change of any struct is a change of LAYOUT_VERSION.
+ *
+ * Strings (paths, arguments) follow the fixed part of a record in the order of their *_len fields,
+ * without separators.
+ */
+#pragma once
+
+#include "kernel.h"
+
+/* Numbers that event.go and watch.go repeat; as an enum, they are in the object's BTF. */
+enum layout {
+	LAYOUT_VERSION = 1,
+	MAX_PATH = 4096, /* bytes of each path carried */
+	MAX_ARGS = 8192, /* bytes of arguments carried */
+	WATCH_BYTES = 256, /* bytes of a watched path that are compared */
+};
+
+/* The index of a class is part of the layout: counters and ledger are arrays over (cpu, class). */
+enum event_class {
+	CLASS_PROCESS = 0,
+	CLASS_FILE = 1,
+	CLASS_NETWORK = 2,
+	NUM_CLASSES = 3,
+};
+
+enum event_action {
+	ACTION_EXEC = 1,
+	ACTION_FORK = 2,
+	ACTION_EXIT = 3,
+	ACTION_OPEN = 16,
+	ACTION_CONNECT = 32,
+	ACTION_ACCEPT = 33,
+};
+
+/* header.flags, common to all events. */
+enum header_flag {
+	HEADER_KERNEL_THREAD = 1 << 0, /* the acting task is a kernel thread */
+	HEADER_COMPAT = 1 << 1, /* reached through a 32-bit system call */
+};
+
+/*
+ * What is known of a path besides its bytes; used in exec_event.flags (shifted, see there),
+ * open_event.path_flags.
+ */
+enum path_flag {
+	PATH_TRUNCATED = 1 << 0, /* longer than the bound: the end (leaf side) is kept */
+	PATH_OUTSIDE = 1 << 1, /* does not lead to the task's root: it starts at its mount's own root */
+	PATH_DELETED = 1 << 2, /* the name or the inode is unlinked */
+	PATH_FAULT = 1 << 3, /* a kernel read failed on the way: what was read is there */
+};
+
+/* Who acts, when, and which number this record has: starts every record. 144 bytes. */
+struct header {
+	__u32 size; /* of the whole record with its strings, bytes */
+	__u16 version; /* LAYOUT_VERSION */
+	__u16 class; /* enum event_class */
+	__u16 action; /* enum event_action */
+	__u16 flags; /* enum header_flag */
+	__u32 cpu;
+	__u64 seq; /* per (cpu, class), from 1, without gaps */
+	__u64 time; /* CLOCK_BOOTTIME, ns */
+	__u64 start_time; /* of the acting process (its group leader), CLOCK_BOOTTIME, ns */
+	__u64 cgroup_id; /* of the acting task in cgroup v2: the inode of its directory */
+	__u32 tgid; /* process id in the initial pid namespace */
+	__u32 tid; /* thread id in the initial pid namespace */
+	__u32 ns_pid; /* process id in the acting process's own pid namespace */
+	__u32 parent_tgid; /* real parent's process id, initial pid namespace */
+	__u64 parent_start_time; /* CLOCK_BOOTTIME, ns */
+	__u32 pid_ns; /* namespaces by inode number; 0 if the task has none left */
+	__u32 mnt_ns;
+	__u32 net_ns;
+	__u32 user_ns;
+	__u32 uid; /* ids as the initial user namespace sees them */
+	__u32 euid;
+	__u32 gid;
+	__u32 egid;
+	__u32 loginuid; /* 0xffffffff: not set */
+	__u32 sessionid; /* audit session; 0xffffffff: not set */
+	char comm[16]; /* of the acting thread */
+};
+
+enum exec_flag {
+	EXEC_ARGS_TRUNCATED = 1 << 0, /* args_total is more than what is carried */
+	EXEC_ARGS_FAULT = 1 << 1, /* the argument memory could not be read (all of it) */
+	EXEC_FILENAME_TRUNCATED = 1 << 2,
+	EXEC_MEMFD = 1 << 3, /* the executable is a memfd: it has no name in any file system */
+	EXEC_UPPER = 1 << 4, /* on overlayfs: the executable is in the upper (writable) layer */
+	EXEC_SCRIPT = 1 << 5, /* filename names a script, exe its interpreter */
+	EXEC_SECURE = 1 << 6, /* the kernel set AT_SECURE: set-id or file capabilities took effect */
+};
+
+struct exec_event {
+	struct header h;
+	__u64 cap_effective;
+	__u64 cap_permitted;
+	__u64 cap_inheritable;
+	__u64 args_total; /* true length of the argument area, bytes */
+	__u64 exe_ino;
+	__s64 exe_ctime; /* ns since 1970 */
+	__s64 exe_mtime;
+	__u32 flags; /* enum exec_flag */
+	__u32 exe_flags; /* enum path_flag */
+	__u32 cwd_flags; /* enum path_flag */
+	__u32 old_tid; /* the calling thread's id before it took the leader's */
+	__u32 suid;
+	__u32 sgid;
+	__u32 fsuid;
+	__u32 fsgid;
+	__u32 uts_ns;
+	__u32 ipc_ns;
+	__u32 cgroup_ns;
+	__u32 argc;
+	__u32 pgid; /* process group and session, initial pid namespace */
+	__u32 sid;
+	__u32 tty_dev; /* as in /proc/<pid>/stat (new_encode_dev); 0: no terminal */
+	__u32 exe_dev; /* new_encode_dev: as stat(2) gives it */
+	__u32 exe_mode;
+	__u32 exe_uid;
+	__u32 exe_gid;
+	__u32 filename_len;
+	__u32 exe_len;
+	__u32 cwd_len;
+	__u32 args_len;
+	__u32 pad;
+	char tty[32]; /* the kernel's name of the terminal, NUL padded: "pts3" */
+	/* char filename[], exe[], cwd[], args[]; arguments end with a NUL byte each */
+};
+
+/* The header is the forking (parent) process; the fields are the new process. */
+struct fork_event {
+	struct header h;
+	__u64 child_start_time; /* CLOCK_BOOTTIME, ns */
+	__u64 child_parent_start_time;
+	__u64 child_cgroup_id;
+	__u32 child_tgid;
+	__u32 child_ns_pid; /* in the child's own pid namespace */
+	__u32 child_parent_tgid; /* differs from h.tgid under CLONE_PARENT */
+	__u32 child_pid_ns;
+	__u32 child_mnt_ns;
+	__u32 child_net_ns;
+	__u32 child_user_ns;
+	__u32 child_flags; /* enum header_flag */
+};
+
+/* The end of a whole process; the header is the last thread that ended. */
+struct exit_event {
+	struct header h;
+	__u32 exit_status; /* argument of exit(2), 0 to 255 */
+	__u32 signal; /* that killed it; 0: it ended by itself */
+	__u32 core_dumped; /* 0 or 1 */
+	__u32 pad;
+};
+
+enum open_access {
+	OPEN_READ = 1 << 0,
+	OPEN_WRITE = 1 << 1,
+	OPEN_CREATED = 1 << 2, /* this call created the file */
+	OPEN_WATCHED = 1 << 3, /* the path is under a watched prefix */
+};
+
+struct open_event {
+	struct header h;
+	__u64 ino;
+	__u64 flags; /* open(2) flags as the caller gave them */
+	__u32 access; /* enum open_access, from the opened file itself */
+	__u32 file_flags; /* flags the kernel keeps in the open file */
+	__u32 dev; /* new_encode_dev */
+	__u32 mode; /* type and permissions */
+	__u32 uid; /* owner of the file */
+	__u32 gid;
+	__u32 nlink;
+	__s32 fd;
+	__u32 path_flags; /* enum path_flag */
+	__u32 path_len;
+	/* char path[] */
+};
+
+enum conn_flag {
+	/* the remote address was read from the caller's memory, because the kernel kept none */
+	CONN_REMOTE_FROM_USER = 1 << 0,
+};
+
+/* connect: local is the caller; accept: local is the accepting end. */
+struct conn_event {
+	struct header h;
+	__u64 sock_ino;
+	__s32 result; /* 0 or a negative errno */
+	__s32 fd; /* connect: the socket; accept: the new socket */
+	__u16 family; /* AF_INET 2, AF_INET6 10 */
+	__u16 type; /* SOCK_STREAM 1, SOCK_DGRAM 2 */
+	__u16 protocol; /* IPPROTO_* */
+	__u16 flags; /* enum conn_flag */
+	__u16 local_port; /* host byte order */
+	__u16 remote_port;
+	__u32 pad;
+	__u8 local_addr[16]; /* AF_INET uses the first four bytes */
+	__u8 remote_addr[16];
+};

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Maps and settings every program shares. All of them are pinned (kernel.go), so that they and what they
+ * hold outlive the sensor.
+ */
+#pragma once
+
+#include "event.h"
+
+/* One ring per class: a storm in one class cannot push out events of another. Sizes are set by Load. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} process_ring SEC(".maps"), file_ring SEC(".maps"), network_ring SEC(".maps");
+
+/* Where a read of kernel or user memory failed, or memory was missing. Names in counters.go. */
+enum error_kind {
+	ERROR_PATH = 0, /* a path could not be walked to its end */
+	ERROR_ARGS = 1, /* argument memory was not readable */
+	ERROR_FILENAME = 2, /* the name given to execve was not readable */
+	ERROR_FD = 3, /* another thread closed the descriptor first: no event */
+	ERROR_USER_ADDRESS = 4, /* socket address or socketcall arguments were not readable */
+	ERROR_STORAGE = 5, /* no memory to remember a connect's destination */
+	NUM_ERRORS = 11, /* with room: the struct stays two cache lines */
+};
+
+/* seen == submitted + ring_full, always: each event is one of both. Index: cpu * NUM_CLASSES + class. */
+struct counters {
+	__u64 seen; /* events that passed the filters */
+	__u64 submitted; /* those that got a place in the ring; the last sequence number given */
+	__u64 ring_full; /* those that did not */
+	__u64 filtered; /* suppressed by the noise filter: not events */
+	__u64 threads; /* threads begun (class process): not events */
+	__u64 errors[NUM_ERRORS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, NUM_CLASSES); /* times the possible CPUs: set by Load */
+	__type(key, __u32);
+	__type(value, struct counters);
+} counters SEC(".maps");
+
+/* Only user space uses it: how many events of (cpu, class) were handed on safely. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, NUM_CLASSES); /* times the possible CPUs: set by Load */
+	__type(key, __u32);
+	__type(value, __u64);
+} ledger SEC(".maps");
+
+/* Paths under which reads are events. Each watched path P is two entries, "P/" and "P\0": see watch.go. */
+struct watch_key {
+	__u32 prefix_bits;
+	__u8 path[WATCH_BYTES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 2048);
+	__type(key, struct watch_key);
+	__type(value, __u32);
+} watches SEC(".maps");
+
+/* What user space sets while the programs run. */
+struct config {
+	__u32 self_tgid; /* the sensor: its file and network activity is not reported */
+	__u32 watching; /* 0: no watched path, reads need no path walk */
+	__u64 self_start_time; /* tells the sensor from a later process with its id */
+	__u32 stopped; /* 1: nothing is an event any more */
+	__u32 pad;
+} config SEC(".data.config");
+
+static __always_inline struct counters *counters_of(__u32 cpu, enum event_class class)
+{
+	__u32 index = cpu * NUM_CLASSES + class;
+	return bpf_map_lookup_elem(&counters, &index);
+}
+
+static __always_inline void count(__u64 *counter)
+{
+	__sync_fetch_and_add(counter, 1);
+}
+
+/*
+ * next_seq does the accounting of an event right after the attempt to reserve its place in the ring, and
+ * returns its sequence number; 0 when there was no place. Counting is atomic, so that numbers stay unique
+ * and without gaps even where a kernel lets tracing programs be preempted; they are in ring order as long
+ * as it does not.
+ */
+static __always_inline __u64 next_seq(struct counters *c, bool reserved)
+{
+	count(&c->seen);
+	if (!reserved) {
+		count(&c->ring_full);
+		return 0;
+	}
+	return __sync_fetch_and_add(&c->submitted, 1) + 1;
+}

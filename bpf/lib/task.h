@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Who a task is. */
+#pragma once
+
+#include "maps.h"
+
+/* The id of a process in its own namespace, and that namespace's inode. */
+static __always_inline void own_pid(struct task_struct *leader, __u32 *nr, __u32 *ns)
+{
+	/* Read as a number, not loaded as a pointer: 6.1's verifier does no arithmetic with those. */
+	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	struct upid *own;
+	unsigned int level;
+
+	*nr = *ns = 0;
+	if (!pid)
+		return;
+	level = BPF_CORE_READ(pid, level);
+	own = (void *)pid + bpf_core_field_offset(struct pid, numbers) + level * bpf_core_type_size(struct upid);
+	*nr = BPF_CORE_READ(own, nr);
+	*ns = BPF_CORE_READ(own, ns, ns.inum);
+}
+
+/* Fills what every event says of its actor, the current task; size, seq, class and action are its own. */
+static __noinline void fill_header(struct header *h, struct task_struct *task)
+{
+	struct task_struct *leader = task->group_leader, *parent = task->real_parent;
+	const struct cred *cred = task->cred;
+	struct nsproxy *nsproxy = task->nsproxy;
+
+	h->version = LAYOUT_VERSION;
+	h->flags = task->flags & PF_KTHREAD ? HEADER_KERNEL_THREAD : 0;
+	h->cpu = bpf_get_smp_processor_id();
+	h->time = bpf_ktime_get_boot_ns();
+	h->cgroup_id = bpf_get_current_cgroup_id();
+	h->tgid = task->tgid;
+	h->tid = task->pid;
+	h->start_time = leader->start_boottime;
+	own_pid(leader, &h->ns_pid, &h->pid_ns);
+	h->parent_tgid = parent->tgid;
+	h->parent_start_time = parent->group_leader->start_boottime;
+	h->mnt_ns = h->net_ns = 0;
+	if (nsproxy) {
+		h->mnt_ns = nsproxy->mnt_ns->ns.inum;
+		h->net_ns = nsproxy->net_ns->ns.inum;
+	}
+	h->user_ns = cred->user_ns->ns.inum;
+	h->uid = cred->uid.val;
+	h->euid = cred->euid.val;
+	h->gid = cred->gid.val;
+	h->egid = cred->egid.val;
+	h->loginuid = h->sessionid = 0xffffffff;
+	if (bpf_core_field_exists(task->loginuid)) {
+		h->loginuid = task->loginuid.val;
+		h->sessionid = task->sessionid;
+	}
+	bpf_get_current_comm(h->comm, sizeof(h->comm));
+}
+
+/* The sensor's own file and network activity would feed on itself: it is not looked at. */
+static __always_inline bool is_self(struct task_struct *task)
+{
+	return (__u32)task->tgid == config.self_tgid && task->group_leader->start_boottime == config.self_start_time;
+}

@@ -1,0 +1,99 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Picket's programs: one object, so that rings, counters and settings are declared once and loaded once, and
+ * its hash says which run's pins fit. Each concern is a header of its own: process.h, file.h, network.h.
+ *
+ * This file holds what is shared by all system calls: the program on sys_exit. It is run at the end of
+ * every system call of the machine, so its first lines decide what Picket costs. It calls the concerns'
+ * functions directly instead of by tail calls: a tail call makes every run carry a counter, and its map of
+ * programs is emptied by the kernel when user space has no reference to it.
+ */
+#include "lib/kernel.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#include "process.h"
+#include "file.h"
+#include "network.h"
+
+/* 32-bit x86: the call's number and a pointer to its arguments, 32 bits each. */
+static __always_inline int on_socketcall(struct task_struct *task, void *regs, long ret)
+{
+	__u32 which = call_argument(regs, true, 0), args[2];
+	struct counters *c;
+
+	/* SYS_ACCEPT, SYS_ACCEPT4 */
+	if (which == 5 || which == 18)
+		return ret < 0 ? 0 : on_accept(task, ret, true);
+	/* SYS_CONNECT */
+	if (which != 3)
+		return 0;
+	if (!bpf_probe_read_user(args, sizeof(args), (void *)call_argument(regs, true, 1)))
+		return on_connect(task, args[0], (void *)(__u64)args[1], ret, true);
+	c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
+	if (c)
+		count(&c->errors[ERROR_USER_ADDRESS]);
+	return 0;
+}
+
+SEC("tp_btf/sys_exit")
+int picket_sys_exit(__u64 *ctx)
+{
+	struct pt_regs *regs = (void *)ctx[0];
+	__u32 nr = call_number(regs);
+	struct task_struct *task;
+	__u32 call;
+	bool compat;
+	long ret;
+
+	if (nr >= MAX_CALLS || !calls[nr])
+		return 0;
+	ret = ctx[1];
+	task = bpf_get_current_task_btf();
+	compat = is_compat(task);
+	call = compat ? calls[nr] >> 4 : calls[nr] & 0xf;
+	if (call == CALL_NONE || config.stopped || is_self(task))
+		return 0;
+	switch (call) {
+	case CALL_CONNECT:
+		return on_connect(task, call_argument(regs, compat, 0), (void *)call_argument(regs, compat, 1),
+				  ret, compat);
+	case CALL_ACCEPT:
+		return ret < 0 ? 0 : on_accept(task, ret, compat);
+	case CALL_SOCKETCALL:
+		return on_socketcall(task, regs, ret);
+	default:
+		return ret < 0 ? 0 : on_open(task, regs, ret, call | compat << 4);
+	}
+}
+
+/* Not attached: the sensor runs it once, so that the kernel itself says who the sensor is. */
+SEC("raw_tp")
+int picket_set_self(void *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	config.self_tgid = task->tgid;
+	config.self_start_time = task->group_leader->start_boottime;
+	config.stopped = 0;
+	return 0;
+}
+
+/* Types that no map or function names, for layout_test.go: this way they are in the object's BTF. */
+const volatile struct {
+	struct exec_event exec;
+	struct fork_event fork;
+	struct exit_event exit;
+	struct open_event open;
+	struct conn_event conn;
+	enum layout layout;
+	enum event_class class;
+	enum event_action action;
+	enum header_flag header;
+	enum path_flag path;
+	enum exec_flag exec_flags;
+	enum open_access access;
+	enum conn_flag conn_flags;
+	enum error_kind error;
+} layouts;

@@ -1,0 +1,97 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNotSupported is what every [NotSupportedError] is (errors.Is).
+var ErrNotSupported = errors.New("the sensor cannot run here")
+
+// NotSupportedError says that this machine, or this process's rights on it, lack something the programs
+// need. No retry mends it.
+type NotSupportedError struct {
+	Missing string // one sentence: what is missing and what to do
+	Err     error  // what told so; may be nil
+}
+
+// Error returns the sentence.
+func (e *NotSupportedError) Error() string { return e.Missing }
+
+// Unwrap makes it an ErrNotSupported, and keeps its cause.
+func (e *NotSupportedError) Unwrap() []error { return []error{ErrNotSupported, e.Err} }
+
+const kernelBTF = "/sys/kernel/btf/vmlinux"
+
+// checkSupport returns a *NotSupportedError naming the first thing that is missing, or another error when
+// it could not be found out.
+func checkSupport() error {
+	missing, err := missingCapabilities()
+	if err != nil {
+		return fmt.Errorf("finding out this process's capabilities: %w", err)
+	}
+	if missing != "" {
+		return &NotSupportedError{Missing: "the sensor needs to run as root, or with the capabilities CAP_BPF and CAP_PERFMON; this process lacks " + missing}
+	}
+	if _, err := os.Stat(kernelBTF); err != nil {
+		return &NotSupportedError{Missing: "the kernel's type information (BTF) is missing at " + kernelBTF + ": the sensor needs Linux 6.1 or later built with CONFIG_DEBUG_INFO_BTF", Err: err}
+	}
+	// nil: it has ring buffers; ErrNotSupported: it has not; anything else: the probe itself failed
+	if err := features.HaveMapType(ebpf.RingBuf); errors.Is(err, ebpf.ErrNotSupported) {
+		return &NotSupportedError{Missing: "this kernel has no BPF ring buffer: the sensor needs Linux 6.1 or later", Err: err}
+	} else if err != nil {
+		return fmt.Errorf("finding out whether the kernel has ring buffers: %w", err)
+	}
+	return nil
+}
+
+func missingCapabilities() (string, error) {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return "", err
+	}
+	has := func(c int) bool { return data[c/32].Effective>>(c%32)&1 == 1 }
+	switch {
+	case has(unix.CAP_SYS_ADMIN): // implies the two others
+		return "", nil
+	case !has(unix.CAP_BPF) && !has(unix.CAP_PERFMON):
+		return "both", nil
+	case !has(unix.CAP_BPF):
+		return "CAP_BPF", nil
+	case !has(unix.CAP_PERFMON):
+		return "CAP_PERFMON", nil
+	}
+	return "", nil
+}
+
+// exitTellsLast reports whether the kernel's sched_process_exit tracepoint says which thread was the last
+// of its process: its type then has a third parameter (Linux 6.16).
+func exitTellsLast(types *btf.Spec) (bool, error) {
+	const name = "btf_trace_sched_process_exit"
+	var def *btf.Typedef
+	if err := types.TypeByName(name, &def); err != nil {
+		return false, fmt.Errorf("looking for %s in the kernel's type information: %w", name, err)
+	}
+	if ptr, ok := def.Type.(*btf.Pointer); ok {
+		if proto, ok := ptr.Target.(*btf.FuncProto); ok {
+			return len(proto.Params) >= 3, nil
+		}
+	}
+	return false, fmt.Errorf("the kernel's type information has %s as %v, not as a function", name, def.Type)
+}
+
+// kernelRelease is for error messages.
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return "of unknown release"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
