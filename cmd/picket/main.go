@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"picket/internal/bus"
+	"picket/internal/natsserver"
 	"picket/internal/store"
 	"picket/internal/up"
 	"picket/schemas"
@@ -48,7 +49,7 @@ func newRoot() *cobra.Command {
 	f.StringVar(&t.credentials, "credentials", "", "NATS credentials file, with --nats")
 	f.StringVar(&t.clickhouse, "clickhouse", "", "ClickHouse HTTP address to use instead of the one on this machine")
 	root.AddCommand(newUp(&t), newDemo(&t), newSimulate(), newAlerts(&t), newQuery(&t), newStatus(&t),
-		newRecord(), newReplay(), newRules(), newMigrate(&t))
+		newRecord(), newReplay(), newRules(), newMigrate(&t), newCredentials())
 	return root
 }
 
@@ -118,6 +119,30 @@ func newMigrate(t *target) *cobra.Command {
 	c.Flags().Int64Var(&limits.RawBytes, "raw-bytes", limits.RawBytes, "bound of PICKET_RAW, bytes")
 	c.Flags().Int64Var(&limits.EventsBytes, "events-bytes", limits.EventsBytes, "bound of PICKET_EVENTS, bytes: what a ClickHouse outage may pile up")
 	c.Flags().DurationVar(&limits.EventsAge, "events-age", limits.EventsAge, "longest time an event waits on PICKET_EVENTS")
+	return c
+}
+
+func newCredentials() *cobra.Command {
+	var dir, cluster, node string
+	c := &cobra.Command{
+		Use:   "credentials --out DIR",
+		Short: "Write a credentials file per service, and the configuration that makes a NATS server of your own accept them",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := natsserver.WriteCredentials(dir, cluster, node); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "credentials are in %s; include %s in nats-server's configuration; keep %s to yourself\n",
+				filepath.Join(dir, "credentials"), filepath.Join(dir, "picket-auth.conf"), filepath.Join(dir, "keys"))
+			return nil
+		},
+	}
+	c.Flags().StringVar(&dir, "out", "", "folder to write to")
+	c.Flags().StringVar(&cluster, "cluster", "", "cluster that sensor and ingester may speak for; empty: any")
+	c.Flags().StringVar(&node, "node", "", "node that the sensor may speak for; empty: any")
+	if err := c.MarkFlagRequired("out"); err != nil {
+		panic(err) // the flag is declared above
+	}
 	return c
 }
 

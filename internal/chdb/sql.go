@@ -266,7 +266,7 @@ func parseOther(l *lexer) (statement, error) {
 	if err != nil || begin < 0 {
 		return statement{}, err
 	}
-	if before.word == "FORMAT" && before.depth == 0 && previous.kind == tokenWord && before.end > begin {
+	if before.word == "FORMAT" && before.depth == 0 && previous.kind == tokenWord {
 		keyword, name = before, previous
 	}
 	s.text = string(l.text[begin:end])

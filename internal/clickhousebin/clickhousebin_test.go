@@ -3,9 +3,11 @@ package clickhousebin_test
 import (
 	"bytes"
 	"context"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -33,7 +35,55 @@ func TestMain(m *testing.M) {
 		fmt.Println(s.Pid)
 		select {}
 	}
+	if filepath.Base(os.Args[0]) == "clickhouse" {
+		standIn()
+	}
 	goleak.VerifyTestMain(m)
+}
+
+// standIn is what TestClickHouseOnPath finds on its PATH: no ClickHouse, which
+// test machines do not have, but what reads its configuration as one does.
+func standIn() {
+	config, found := strings.CutPrefix(strings.Join(os.Args[1:], " "), "server --config-file=")
+	text, err := os.ReadFile(config)
+	if !found || err != nil {
+		fmt.Println(os.Args, err)
+		os.Exit(1)
+	}
+	var c struct {
+		Host string `xml:"listen_host"`
+		Port string `xml:"http_port"`
+		Path string `xml:"path"`
+		User struct {
+			Networks []string `xml:"networks>ip"`
+		} `xml:"users>default"`
+	}
+	if err := xml.Unmarshal(text, &c); err != nil || c.Path == "" || len(c.User.Networks) != 2 {
+		fmt.Println(err, c)
+		os.Exit(1)
+	}
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "Ok.\n") })
+	fmt.Println(http.ListenAndServe(net.JoinHostPort(c.Host, c.Port), handler))
+	os.Exit(1)
+}
+
+func TestClickHouseOnPath(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := embedded(t, filepath.Join(t.TempDir(), "a & <b>"))
+	if err := os.Symlink(self, filepath.Join(os.Getenv("PATH"), "clickhouse")); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, o)
+	if s.Kind != clickhousebin.Native {
+		t.Errorf("kind %s", s.Kind)
+	}
+	stop(t, s)
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d", s.Pid)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("process %d runs after Stop: %v", s.Pid, err)
+	}
 }
 
 // query sends a statement and returns the answer.

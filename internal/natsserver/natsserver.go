@@ -6,9 +6,11 @@ package natsserver
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -53,20 +55,24 @@ func Start(o Options) (*Server, error) {
 	if port == 0 {
 		port = server.RANDOM_PORT
 	}
-	if o.Cluster == "" {
-		o.Cluster = "*"
-	}
-	if o.Node == "" {
-		o.Node = "*"
-	}
-	operator, resolver, system, err := authority(o)
+	auth, err := newAuthority(o.Dir, o.Cluster, o.Node)
 	if err != nil {
 		return nil, fmt.Errorf("nats credentials in %s: %w", o.Dir, err)
 	}
+	operator, err := jwt.DecodeOperatorClaims(auth.operator)
+	if err != nil {
+		return nil, fmt.Errorf("nats credentials in %s: %w", o.Dir, err)
+	}
+	resolver := &server.MemAccResolver{}
+	for pub, token := range auth.accounts {
+		if err := resolver.Store(pub, token); err != nil {
+			return nil, fmt.Errorf("nats credentials in %s: %w", o.Dir, err)
+		}
+	}
 	ns, err := server.NewServer(&server.Options{
-		ServerName: "picket", Host: host, Port: port, DontListen: false,
+		ServerName: "picket", Host: host, Port: port,
 		JetStream: true, StoreDir: filepath.Join(o.Dir, "jetstream"), JetStreamMaxStore: o.MaxStore,
-		TrustedOperators: []*jwt.OperatorClaims{operator}, AccountResolver: resolver, SystemAccount: system,
+		TrustedOperators: []*jwt.OperatorClaims{operator}, AccountResolver: resolver, SystemAccount: auth.system,
 		NoSigs: true, NoLog: true, MaxPayload: 1 << 20,
 	})
 	if err != nil {
@@ -96,79 +102,100 @@ func credentialsPath(dir, service string) string {
 	return filepath.Join(dir, "credentials", service+".creds")
 }
 
-// authority makes, or takes from an earlier start, the operator and account
-// keys, and writes a credentials file per service. Keys stay the same over
-// restarts; permissions are those of this version.
-func authority(o Options) (*jwt.OperatorClaims, *server.MemAccResolver, string, error) {
-	keys := filepath.Join(o.Dir, "keys")
-	for _, d := range []string{keys, filepath.Join(o.Dir, "credentials")} {
+// authority is what a server must know to accept the credentials.
+type authority struct {
+	operator string            // JWT
+	accounts map[string]string // JWTs by public key
+	system   string            // public key of the system account
+}
+
+// newAuthority makes, or takes from an earlier time, the operator and account
+// keys in dir, and writes a credentials file per service. Keys stay the same;
+// permissions are those of this version. An empty cluster or node means any.
+func newAuthority(dir, cluster, node string) (*authority, error) {
+	if cluster == "" {
+		cluster = "*"
+	}
+	if node == "" {
+		node = "*"
+	}
+	keys := filepath.Join(dir, "keys")
+	for _, d := range []string{keys, filepath.Join(dir, "credentials")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, nil, "", err
+			return nil, err
 		}
 	}
 	op, opPub, err := key(keys, "operator", nkeys.CreateOperator)
 	if err != nil {
-		return nil, nil, "", err
+		return nil, err
 	}
 	acc, accPub, err := key(keys, "account", nkeys.CreateAccount)
 	if err != nil {
-		return nil, nil, "", err
+		return nil, err
 	}
 	_, sysPub, err := key(keys, "system", nkeys.CreateAccount)
 	if err != nil {
-		return nil, nil, "", err
+		return nil, err
 	}
-	resolver := &server.MemAccResolver{}
-	store := func(pub, name string, jetstream bool) error {
+	a := &authority{accounts: map[string]string{}, system: sysPub}
+	for pub, name := range map[string]string{accPub: "PICKET", sysPub: "SYS"} {
 		c := jwt.NewAccountClaims(pub)
 		c.Name = name
-		if jetstream {
+		if pub == accPub {
 			c.Limits.JetStreamLimits = jwt.JetStreamLimits{MemoryStorage: jwt.NoLimit, DiskStorage: jwt.NoLimit, Streams: jwt.NoLimit, Consumer: jwt.NoLimit}
 		}
-		token, err := c.Encode(op)
-		if err != nil {
-			return err
+		if a.accounts[pub], err = c.Encode(op); err != nil {
+			return nil, err
 		}
-		return resolver.Store(pub, token)
-	}
-	if err := errors.Join(store(accPub, "PICKET", true), store(sysPub, "SYS", false)); err != nil {
-		return nil, nil, "", err
 	}
 	for _, service := range schemas.AllServices() {
 		user, userPub, err := key(keys, "user-"+service, nkeys.CreateUser)
 		if err != nil {
-			return nil, nil, "", err
+			return nil, err
 		}
 		c := jwt.NewUserClaims(userPub)
 		c.Name = service
-		p := schemas.PermissionsOf(service, o.Cluster, o.Node)
+		p := schemas.PermissionsOf(service, cluster, node)
 		c.Pub.Allow.Add(p.Publish...)
 		c.Sub.Allow.Add(p.Subscribe...)
 		token, err := c.Encode(acc)
 		if err != nil {
-			return nil, nil, "", err
+			return nil, err
 		}
 		seed, err := user.Seed()
 		if err != nil {
-			return nil, nil, "", err
+			return nil, err
 		}
 		creds, err := jwt.FormatUserConfig(token, seed)
 		if err != nil {
-			return nil, nil, "", err
+			return nil, err
 		}
-		if err := replace(credentialsPath(o.Dir, service), creds); err != nil {
-			return nil, nil, "", err
+		if err := replace(credentialsPath(dir, service), creds); err != nil {
+			return nil, err
 		}
 	}
 	claims := jwt.NewOperatorClaims(opPub)
 	claims.Name = "picket"
 	claims.SystemAccount = sysPub
-	token, err := claims.Encode(op)
+	a.operator, err = claims.Encode(op)
+	return a, err
+}
+
+// WriteCredentials writes, for a NATS server of your own, a credentials file
+// per service into dir/credentials and the part of the server's configuration
+// that accepts them into dir/picket-auth.conf. Running it again keeps the keys
+// in dir/keys and renews the permissions. An empty cluster or node means any.
+func WriteCredentials(dir, cluster, node string) error {
+	a, err := newAuthority(dir, cluster, node)
 	if err != nil {
-		return nil, nil, "", err
+		return fmt.Errorf("credentials in %s: %w", dir, err)
 	}
-	decoded, err := jwt.DecodeOperatorClaims(token)
-	return decoded, resolver, sysPub, err
+	conf := "# Written by `picket credentials`. Include it in nats-server's configuration.\n" +
+		"operator: " + a.operator + "\nsystem_account: " + a.system + "\nresolver: MEMORY\nresolver_preload: {\n"
+	for _, pub := range slices.Sorted(maps.Keys(a.accounts)) {
+		conf += "  " + pub + ": " + a.accounts[pub] + "\n"
+	}
+	return replace(filepath.Join(dir, "picket-auth.conf"), []byte(conf+"}\n"))
 }
 
 // key reads a seed from dir, or makes and keeps one.

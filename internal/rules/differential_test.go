@@ -1,12 +1,19 @@
 package rules
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/apache/arrow/go/v16/arrow"
+	"github.com/apache/arrow/go/v16/arrow/array"
+	"github.com/apache/arrow/go/v16/arrow/ipc"
+	"github.com/apache/arrow/go/v16/arrow/memory"
 
 	"picket/internal/batch"
 	"picket/schemas"
@@ -346,6 +353,67 @@ func randomBatch(rnd *rand.Rand, class schemas.Class, rows int, words []string) 
 	return b.Batch()
 }
 
+// withNulls returns the rows of b as another program may send them: with nulls
+// in any column, in dictionaries too.
+func withNulls(t *testing.T, rnd *rand.Rand, b *batch.Batch) *batch.Batch {
+	rb := array.NewRecordBuilder(memory.DefaultAllocator, b.Record().Schema())
+	defer rb.Release()
+	for i, f := range b.Record().Schema().Fields() {
+		id, _ := schemas.FieldByName(f.Name)
+		for row := range b.Rows() {
+			if rnd.IntN(5) == 0 {
+				rb.Field(i).AppendNull()
+				continue
+			}
+			switch x := rb.Field(i).(type) {
+			case *array.StringBuilder:
+				x.Append(b.Str(id, row))
+			case *array.BinaryDictionaryBuilder:
+				if err := x.AppendString(b.Str(id, row)); err != nil {
+					t.Fatal(err)
+				}
+			case *array.BooleanBuilder:
+				x.Append(b.Bool(id, row))
+			case *array.Uint32Builder:
+				x.Append(uint32(b.Uint(id, row)))
+			case *array.Uint64Builder:
+				x.Append(b.Uint(id, row))
+			case *array.Int64Builder:
+				x.Append(b.Int(id, row))
+			case *array.TimestampBuilder:
+				x.Append(arrow.Timestamp(b.Int(id, row)))
+			case *array.ListBuilder:
+				x.Append(true)
+				for v := range b.List(id, row) {
+					x.ValueBuilder().(*array.StringBuilder).Append(v)
+				}
+			case *array.MapBuilder:
+				x.Append(true)
+				for k, v := range b.Map(id, row) {
+					x.KeyBuilder().(*array.StringBuilder).Append(k)
+					x.ItemBuilder().(*array.StringBuilder).Append(v)
+				}
+			case *array.FixedSizeBinaryBuilder:
+				v, _ := b.Bytes16(id, row)
+				x.Append(v[:])
+			default:
+				t.Fatalf("%s has a builder of %T", f.Name, x)
+			}
+		}
+	}
+	rec := rb.NewRecord()
+	var buf bytes.Buffer
+	w := ipc.NewWriter(&buf, ipc.WithSchema(rec.Schema()))
+	if err := errors.Join(w.Write(rec), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	out, err := batch.Decode(buf.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
 // TestDifferential holds the column engine to the reference on random
 // conditions and random rows, as built, as decoded and as sliced.
 func TestDifferential(t *testing.T) {
@@ -400,6 +468,7 @@ func differentialRound(t *testing.T, g *conditions, class schemas.Class, source 
 	}
 	whole := randomBatch(g.rnd, class, 200, g.words)
 	batches := []*batch.Batch{whole, whole.Slice(13, 150)}
+	batches = append(batches, withNulls(t, g.rnd, whole))
 	encoded, err := batch.Encode(whole)
 	if err != nil {
 		t.Fatal(err)

@@ -17,18 +17,21 @@ import (
 // versionTable is where goose keeps which migrations were applied.
 const versionTable = schemas.Database + ".goose_db_version"
 
-// migrations are what the registry cannot express by itself: the first creates
-// the tables, as they are in the version that runs it. Columns that the
-// registry gained later are added by Migrate from the registry. Every
-// migration is a list of single statements that may be repeated, because one
-// that fails half way is run again from its beginning.
+// migrations are what the registry cannot express by itself. The first creates
+// the tables as they are in the version that runs it; what the registry gained
+// later, Migrate adds from the registry. Every migration is a list of single
+// statements that may be repeated, because one that fails half way is run
+// again from its beginning.
 func migrations() []*goose.Migration {
-	var tables []string
+	return []*goose.Migration{migration(1, createTables())}
+}
+
+func createTables() []string {
+	var out []string
 	for _, c := range schemas.Classes() {
-		tables = append(tables, schemas.CreateTable(c))
+		out = append(out, schemas.CreateTable(c))
 	}
-	tables = append(tables, schemas.CreateAlerts()...)
-	return []*goose.Migration{migration(1, tables)}
+	return append(out, schemas.CreateAlerts()...)
 }
 
 func migration(version int64, statements []string) *goose.Migration {
@@ -69,7 +72,17 @@ func (db *DB) Migrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(d.tables) > 0 { // dropped since
+		for _, s := range createTables() {
+			if err := db.exec(ctx, s); err != nil {
+				return fmt.Errorf("create missing tables: %w", err)
+			}
+		}
+	}
 	for _, c := range d.missing {
+		if slices.Contains(d.tables, c.table) {
+			continue
+		}
 		stmt := fmt.Sprintf("ALTER TABLE %s.%s ADD COLUMN IF NOT EXISTS %s", schemas.Database, c.table, c.definition)
 		if c.after != "" {
 			stmt += " AFTER " + c.after
