@@ -24,6 +24,12 @@ type Message struct {
 	Stream     string
 	Sequence   uint64
 	Deliveries uint64
+	// Again says that the message may have been delivered before, and that
+	// what it caused may exist. Deliveries alone does not tell: a server that
+	// crashed has forgotten deliveries, and the ids of messages that were
+	// published and consumed. So every message that is older than the latest
+	// connection counts as delivered before.
+	Again bool
 
 	c *consumption
 }
@@ -57,14 +63,16 @@ func (b *Bus) Consume(ctx context.Context, stream, durable string, grace time.Du
 	alive, stopAlive := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { c.keepAlive(alive) })
-	stop := context.AfterFunc(ctx, it.Stop)
+	stop := context.AfterFunc(ctx, it.Drain)
 	defer func() {
 		stop()
 		it.Stop()
 		stopAlive()
 		wg.Wait()
 	}()
-	for {
+	var connection uint64 // connections made when older was read
+	older := uint64(0)    // the stream's last sequence then
+	for first := true; ; {
 		msg, err := it.Next()
 		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
 			break
@@ -79,10 +87,22 @@ func (b *Bus) Consume(ctx context.Context, stream, durable string, grace time.Du
 			}
 			continue
 		}
+		// A message of a new connection is never handled before this look.
+		if n := b.NC.Stats().Reconnects; first || n != connection {
+			last, err := b.lastSequence(ctx, stream)
+			if err != nil {
+				// Not settled: it comes again when its time is over.
+				b.log.Warn("stream not asked for its last message, trying again", "stream", stream, "error", err)
+				_ = msg.NakWithDelay(time.Second) // fails only while disconnected
+				continue
+			}
+			first, connection, older = false, n, last
+		}
 		m := &Message{Msg: msg, Stream: stream, c: c}
 		if md, err := msg.Metadata(); err == nil {
 			m.Sequence, m.Deliveries = md.Sequence.Stream, md.NumDelivered
 		}
+		m.Again = m.Deliveries > 1 || m.Sequence <= older
 		c.mu.Lock()
 		c.open[m] = struct{}{}
 		c.mu.Unlock()
@@ -90,6 +110,17 @@ func (b *Bus) Consume(ctx context.Context, stream, durable string, grace time.Du
 	}
 	c.drain(grace)
 	return nil
+}
+
+// lastSequence asks for the stream's last sequence, for at most five seconds.
+func (b *Bus) lastSequence(ctx context.Context, stream string) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	s, err := b.JS.Stream(ctx, stream)
+	if err != nil {
+		return 0, err
+	}
+	return s.CachedInfo().State.LastSeq, nil
 }
 
 // drain waits until no message is under way, at most grace.

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"strings"
 	"sync"
@@ -732,4 +734,42 @@ func TestFeature27Refused(t *testing.T) {
 			t.Errorf("%s: %+v", method, a)
 		}
 	}
+}
+
+// A query may take longer than a client may stand still.
+func TestStalledClients(t *testing.T) {
+	handler := NewHandler(engine, slog.New(slog.DiscardHandler), HandlerOptions{})
+	handler.stall = 300 * time.Millisecond
+	server := httptest.NewServer(handler)
+	defer server.Close()
+	wantBody(t, post(t, server.URL, "SELECT sleep(1)"), "0\n")
+	wantBody(t, post(t, server.URL, "SELECT sleepEachRow(0.5) FROM numbers(2) SETTINGS max_block_size = 1"), "0\n0\n")
+
+	dial := func() net.Conn {
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	// One that promises a body and does not send it is told so.
+	conn := dial()
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nSEL"); err != nil {
+		t.Fatal(err)
+	}
+	if text, _ := io.ReadAll(conn); !strings.Contains(string(text), "Code: 33.") {
+		t.Errorf("%q", text)
+	}
+	// One that does not read has its query ended.
+	conn = dial()
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET /?query=SELECT+number+FROM+numbers(1000000000000) HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	waitRunning(t, server.URL, "numbers(1000000000000)", "1")
+	waitRunning(t, server.URL, "numbers(1000000000000)", "0")
 }

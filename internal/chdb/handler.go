@@ -44,9 +44,9 @@ const (
 	maxResponseBuffer = 16 << 20
 	// maxWaited bounds a result that wait_end_of_query holds on disk.
 	maxWaited = 4 << 30
-	// ioTimeout is how long a client may stand still while it sends or
+	// defaultStall is how long a client may stand still while it sends or
 	// receives.
-	ioTimeout = 5 * time.Minute
+	defaultStall = 5 * time.Minute
 )
 
 // Handler is ClickHouse's HTTP interface in front of an engine. Safe for
@@ -57,6 +57,8 @@ type Handler struct {
 	opt    HandlerOptions
 	dir    string        // temporary files: bodies of inserts, results that wait
 	slots  chan struct{} // one element for each query that runs
+	// stall is how long a client may stand still while it sends or receives.
+	stall time.Duration
 }
 
 // NewHandler serves an engine. Its temporary files are in the engine's data
@@ -71,7 +73,7 @@ func NewHandler(e *Engine, log *slog.Logger, o HandlerOptions) *Handler {
 	if o.QueueTimeout <= 0 {
 		o.QueueTimeout = 30 * time.Second
 	}
-	return &Handler{engine: e, log: log, opt: o, dir: e.temp, slots: make(chan struct{}, o.MaxQueries)}
+	return &Handler{engine: e, log: log, opt: o, dir: e.temp, slots: make(chan struct{}, o.MaxQueries), stall: defaultStall}
 }
 
 // ServeHTTP answers one request.
@@ -122,7 +124,7 @@ type request struct {
 
 func (h *Handler) serveQuery(w http.ResponseWriter, r *http.Request) {
 	req, err := parseRequest(r)
-	out := newResponse(w, r, h.dir, req)
+	out := newResponse(w, r, h, req)
 	defer out.close()
 	setHeader(w, "X-ClickHouse-Query-Id", req.id)
 	setHeader(w, "X-ClickHouse-Timezone", h.engine.timezone)
@@ -466,18 +468,26 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// networkBody reads from the client, with a deadline that moves along.
+// networkBody reads from the client, with a deadline that moves along. Once
+// the body has ended it sets no more: from then on the client may wait as long
+// as it likes.
 type networkBody struct {
 	src     io.Reader
 	control *http.ResponseController
+	stall   time.Duration
+	ended   error
 }
 
 func (b *networkBody) Read(p []byte) (int, error) {
-	_ = b.control.SetReadDeadline(time.Now().Add(ioTimeout)) // a transport without deadlines has its own
+	if b.ended != nil {
+		return 0, b.ended
+	}
+	_ = b.control.SetReadDeadline(time.Now().Add(b.stall)) // a transport without deadlines has its own
 	n, err := b.src.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = errCannotReadAllData.new("The body of the request did not arrive whole: %v", err)
 	}
+	b.ended = err
 	return n, err
 }
 
@@ -500,7 +510,7 @@ func (h *Handler) body(out *response, r *http.Request, req *request) (_ io.Reade
 		return strings.NewReader(""), closeAll, nil
 	}
 	// A compressed body is longer than its data by little at most.
-	body := io.Reader(&limitedBody{&networkBody{r.Body, out.control}, h.opt.MaxBody + h.opt.MaxBody/8, h.opt.MaxBody})
+	body := io.Reader(&limitedBody{&networkBody{src: r.Body, control: out.control, stall: h.stall}, h.opt.MaxBody + h.opt.MaxBody/8, h.opt.MaxBody})
 	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
 		decoder, err := newDecoder(encoding, body)
 		if err != nil {

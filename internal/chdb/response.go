@@ -23,6 +23,7 @@ type response struct {
 	control *http.ResponseController
 	req     *request
 	dir     string
+	stall   time.Duration
 	tag     string // marks an exception in the body, unguessable by the data
 	head    bool   // the method is HEAD: no body
 
@@ -36,8 +37,8 @@ type response struct {
 	enders []io.Closer
 }
 
-func newResponse(w http.ResponseWriter, r *http.Request, dir string, req *request) *response {
-	return &response{w: w, control: http.NewResponseController(w), req: req, dir: dir,
+func newResponse(w http.ResponseWriter, r *http.Request, h *Handler, req *request) *response {
+	return &response{w: w, control: http.NewResponseController(w), req: req, dir: h.dir, stall: h.stall,
 		tag: strings.ToLower(rand.Text()[:16]), head: r.Method == http.MethodHead}
 }
 
@@ -142,7 +143,7 @@ func (o *response) send(p []byte) (int, error) {
 	if o.head || len(p) == 0 {
 		return len(p), nil
 	}
-	_ = o.control.SetWriteDeadline(time.Now().Add(ioTimeout)) // a transport without deadlines has its own
+	_ = o.control.SetWriteDeadline(time.Now().Add(o.stall)) // a transport without deadlines has its own
 	n, err := o.body.Write(p)
 	if err != nil {
 		return n, fmt.Errorf("%w: %w", errClientGone, err)

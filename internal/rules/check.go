@@ -77,7 +77,6 @@ type checker struct {
 	macros map[string]*macroDef
 	lists  map[string]*listDef
 	preds  map[string]*predicate
-	nodes  int // of all rules
 	items  int // of all comparisons
 }
 

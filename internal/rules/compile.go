@@ -34,11 +34,12 @@ func (e edge) isNot() bool { return e < 0 }
 
 // node is a predicate, or a conjunction when pred is nil.
 type node struct {
-	pred *predicate
-	slot int // what the predicate reads
-	rhs  int // what val() reads
-	kids []edge
-	cost int
+	pred    *predicate
+	slot    int // what the predicate reads
+	rhs     int // what val() reads
+	indexed bool
+	kids    []edge
+	cost    int
 }
 
 // group is rules with a common guard.
@@ -60,6 +61,9 @@ type slot struct {
 	arg    *argument
 	empty  bool  // empty text is a value
 	keys   []int // slots of reader.keys
+	// index finds the nodes that compare the slot with a value by =, in or
+	// intersects, so that a distinct value is looked up once for all of them.
+	index map[string][]int32
 }
 
 // compiler builds the program of one class.
@@ -248,17 +252,43 @@ const maxMerged = 64
 // equality reports whether an edge says that a text field has none of some
 // values, and the slot it reads.
 func (c *compiler) equality(k edge) (slot int, ok bool) {
-	if !k.isNot() {
-		return 0, false
-	}
-	p := c.nodes[k.id()].pred
-	if p == nil || p.operand.kind != kindText || p.rhs != nil || p.op != opEq && p.op != opIn && p.op != opIntersects {
-		return 0, false
-	}
-	if _, is := p.match.(transformed); is {
+	if !k.isNot() || !c.nodes[k.id()].pred.isEquality() {
 		return 0, false
 	}
 	return c.nodes[k.id()].slot, true
+}
+
+// isEquality reports whether the predicate says that a text field has one of
+// its values.
+func (p *predicate) isEquality() bool {
+	if p == nil || p.missing != "" || p.operand.kind != kindText || p.rhs != nil || p.op != opEq && p.op != opIn && p.op != opIntersects {
+		return false
+	}
+	_, changed := p.match.(transformed)
+	return !changed
+}
+
+// index builds the indices of the slots that read a dictionary as it is.
+func (c *compiler) index() {
+	for i := range c.nodes {
+		n := &c.nodes[i]
+		if !n.pred.isEquality() {
+			continue
+		}
+		sl := &c.slots[n.slot]
+		if !sl.reader.isColumn || sl.reader.column.Field().Type != schemas.Name {
+			continue
+		}
+		n.indexed = true
+		if sl.index == nil {
+			sl.index = make(map[string][]int32)
+		}
+		for _, v := range n.pred.values {
+			if ids := sl.index[v]; len(ids) == 0 || ids[len(ids)-1] != int32(i) {
+				sl.index[v] = append(ids, int32(i))
+			}
+		}
+	}
 }
 
 func (c *compiler) node(key string, n node) edge {

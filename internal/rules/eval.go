@@ -26,7 +26,7 @@ func (s *Set) NewEvaluator() *Evaluator {
 	ev := &Evaluator{states: make([]*state, len(s.programs))}
 	for i, p := range s.programs {
 		if p != nil {
-			ev.states[i] = &state{prog: p, nodes: make([]nodeState, len(p.nodes)), slots: make([]slotState, len(p.slots))}
+			ev.states[i] = &state{prog: p, nodes: make([]nodeState, len(p.nodes)), found: make([]found, len(p.nodes)), slots: make([]slotState, len(p.slots))}
 		}
 	}
 	return ev
@@ -57,6 +57,7 @@ func (ev *Evaluator) Eval(b *batch.Batch, raise func(Match)) {
 type state struct {
 	prog  *program
 	nodes []nodeState
+	found []found // by node
 	slots []slotState
 	epoch uint32
 	row   row
@@ -78,6 +79,13 @@ type nodeState struct {
 	epoch              uint32
 	known, value       []uint64
 	entKnown, entValue []uint64
+}
+
+// found has, for an indexed node, the values of its slot that it compares
+// with and that this batch has.
+type found struct {
+	epoch  uint32
+	values []uint64
 }
 
 // hit is a rule and the rows it matches.
@@ -147,6 +155,7 @@ func (s *state) eval(b, whole *batch.Batch, offset int, raise func(Match)) {
 	s.epoch++
 	if s.epoch == 0 { // wrapped: no state may look current
 		clear(s.nodes)
+		clear(s.found)
 		for i := range s.slots {
 			s.slots[i].epoch = 0
 		}
@@ -168,7 +177,7 @@ func (s *state) eval(b, whole *batch.Batch, offset int, raise func(Match)) {
 		all[s.words-1] = 1<<r - 1
 	}
 	s.hits = s.hits[:0]
-	var any []uint64
+	var matched []uint64
 	for i := range s.prog.groups {
 		g := &s.prog.groups[i]
 		sel := all
@@ -184,11 +193,11 @@ func (s *state) eval(b, whole *batch.Batch, offset int, raise func(Match)) {
 					continue
 				}
 			}
-			if any == nil {
-				any = s.bump.take(s.words)
+			if matched == nil {
+				matched = s.bump.take(s.words)
 			}
-			for w := range any {
-				any[w] |= rows[w]
+			for w := range matched {
+				matched[w] |= rows[w]
 			}
 			s.hits = append(s.hits, hit{r.rule, rows})
 		}
@@ -197,7 +206,7 @@ func (s *state) eval(b, whole *batch.Batch, offset int, raise func(Match)) {
 		return
 	}
 	slices.SortFunc(s.hits, func(a, b hit) int { return a.rule.index - b.rule.index })
-	for w, word := range any {
+	for w, word := range matched {
 		for ; word != 0; word &= word - 1 {
 			bit := bits.TrailingZeros64(word)
 			for _, h := range s.hits {
@@ -252,7 +261,7 @@ func (s *state) node(id int, need []uint64) []uint64 {
 	}
 	n := &s.prog.nodes[id]
 	if n.pred != nil {
-		s.predicate(n, st, todo)
+		s.predicate(id, st, todo)
 		return st.value
 	}
 	for _, k := range n.kids {
@@ -280,13 +289,21 @@ func (s *state) node(id int, need []uint64) []uint64 {
 }
 
 // predicate decides a comparison for the rows of todo.
-func (s *state) predicate(n *node, st *nodeState, todo []uint64) {
+func (s *state) predicate(id int, st *nodeState, todo []uint64) {
+	n := &s.prog.nodes[id]
 	p := n.pred
 	switch sl := &s.prog.slots[n.slot]; {
 	case p.rhs != nil:
 		s.comparePairs(n, st, todo)
 	case sl.kind == kindText:
 		v := s.text(n.slot, todo)
+		if n.indexed && v.known == nil {
+			s.lookup(sl, v)
+			if f := &s.found[id]; f.epoch == s.epoch {
+				inSet(st.value, todo, v.idx, f.values)
+			}
+			return
+		}
 		s.entries(st, todo, v.idx, v.limit, func(e uint16) bool {
 			t := v.ents[e]
 			return (t != "" || sl.empty) && p.match.match(t)
@@ -298,6 +315,37 @@ func (s *state) predicate(n *node, st *nodeState, todo []uint64) {
 		s.addresses(n, st, todo)
 	default:
 		s.numbers(n, st, todo)
+	}
+}
+
+// lookup finds all values of the slot in its index, once for the batch.
+func (s *state) lookup(sl *slot, v *slotState) {
+	if v.indexed {
+		return
+	}
+	v.indexed = true
+	for e, t := range v.ents {
+		if t == "" && !sl.empty {
+			continue
+		}
+		for _, id := range sl.index[t] {
+			f := &s.found[id]
+			if f.epoch != s.epoch {
+				f.epoch, f.values = s.epoch, s.bump.take((v.limit+63)/64)
+			}
+			f.values[e>>6] |= 1 << (e & 63)
+		}
+	}
+}
+
+// inSet adds to value the rows of todo whose value is in the set.
+func inSet(value, todo []uint64, idx []uint16, set []uint64) {
+	for w, word := range todo {
+		for ; word != 0; word &= word - 1 {
+			bit := bits.TrailingZeros64(word)
+			e := idx[w*64+bit]
+			value[w] |= (set[e>>6] >> (e & 63) & 1) << bit
+		}
 	}
 }
 
@@ -440,11 +488,12 @@ func (p *predicate) matchNumber(v int64) bool {
 // these are the distinct values, or what is computed once for rows that agree
 // in the reader's keys, and for each row the number of its value.
 type slotState struct {
-	epoch uint32
-	known []uint64 // rows that have been read; nil: all
-	limit int      // numbers of values are below it
-	idx   []uint16
-	own   []uint16 // memory for idx where it is not the batch's
+	epoch   uint32
+	known   []uint64 // rows that have been read; nil: all
+	limit   int      // numbers of values are below it
+	indexed bool     // the values have been looked up in the slot's index
+	idx     []uint16
+	own     []uint16 // memory for idx where it is not the batch's
 
 	ents  []string   // text
 	spans [][2]int32 // lists: from, to in elems
@@ -493,7 +542,7 @@ func (t *table) find(key uint64, same func(n int) bool) (number uint16, added bo
 // read one by one.
 func (s *state) begin(v *slotState, computed bool) {
 	v.epoch = s.epoch
-	v.known, v.present = nil, nil
+	v.known, v.present, v.indexed = nil, nil, false
 	v.ents, v.spans, v.elems = v.ents[:0], v.spans[:0], v.elems[:0]
 	if !computed {
 		return

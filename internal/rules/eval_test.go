@@ -409,3 +409,42 @@ func TestSelection(t *testing.T) {
 		}
 	}
 }
+
+// TestListsAreToldApart has lists with the same bytes and other borders.
+func TestListsAreToldApart(t *testing.T) {
+	s, _, err := rules.Load(source(rule("r", "proc.aname = a")), rules.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := batch.NewBuilder(schemas.Process, schemas.Columns(schemas.Process))
+	for _, l := range [][]string{{"ab", "c"}, {"a", "bc"}, {"abc", ""}, {"", "abc"}, {"a", "bc"}} {
+		b.List(schemas.AncestorNames, l)
+		b.EndRow()
+	}
+	var rows []int
+	s.NewEvaluator().Eval(b.Batch(), func(m rules.Match) { rows = append(rows, m.Row) })
+	if !slices.Equal(rows, []int{1, 4}) {
+		t.Errorf("rows %v", rows)
+	}
+}
+
+// TestManyRows has a batch larger than what is evaluated at once.
+func TestManyRows(t *testing.T) {
+	s, _, err := rules.Load(source(rule("r", "proc.cmdline = 'a 70000' or proc.cmdline = 'a 5'")), rules.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := batch.NewBuilder(schemas.Process, schemas.Columns(schemas.Process))
+	for i := range 80_000 {
+		b.Str(schemas.ProcessName, "a")
+		if i == 5 || i == 70_000 {
+			b.Str(schemas.ProcessArgs, fmt.Sprint(i))
+		}
+		b.EndRow()
+	}
+	var got []string
+	s.NewEvaluator().Eval(b.Batch(), func(m rules.Match) { got = append(got, fmt.Sprint(m.Row, " ", m.Fields())) })
+	if want := []string{"5 map[]", "70000 map[]"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

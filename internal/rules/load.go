@@ -70,12 +70,7 @@ func (s *Set) Classes() []schemas.Class {
 }
 
 // ruleDef is a rule while its parts are merged.
-type ruleDef struct {
-	item
-	tree      *expr
-	condition *text
-	faulty    bool
-}
+type ruleDef struct{ item }
 
 // loader merges the items of all files.
 type loader struct {
@@ -262,7 +257,7 @@ func (l *loader) mergeRule(it *item) {
 			return
 		}
 	}
-	def := &ruleDef{item: *it, condition: it.condition}
+	def := &ruleDef{*it}
 	if old != nil {
 		*old = *def
 		return
@@ -676,6 +671,7 @@ func (b *setBuilder) set() *Set {
 	s := &Set{rules: b.out, programs: make([]*program, numClasses)}
 	for i, c := range b.compilers {
 		if len(c.groups) > 0 {
+			c.index()
 			s.programs[i] = &c.program
 		}
 	}

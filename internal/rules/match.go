@@ -29,7 +29,6 @@ type (
 	glob        string
 	iGlob       string // lower case
 	underPath   []string
-	anyMatch    []matcher
 	textPresent struct{}
 )
 
@@ -46,15 +45,6 @@ func (m iGlob) match(s string) bool     { return globMatch(string(m), s, true) }
 func (m fewOf) match(s string) bool {
 	for _, v := range m {
 		if s == v {
-			return true
-		}
-	}
-	return false
-}
-
-func (m anyMatch) match(s string) bool {
-	for _, x := range m {
-		if x.match(s) {
 			return true
 		}
 	}

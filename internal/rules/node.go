@@ -87,7 +87,7 @@ var eventFields = []field{
 		readers: append(append(textOf(processOnly, nil, execArgs), textOf(fileOnly, nil, openArgs)...), textOf(networkOnly, nil, socketArgs)...)},
 
 	{name: "evt.arg.res", kind: kindInt, doc: "Return value of the system call.", readers: []reader{column(kernelClasses, schemas.Result)}},
-	{name: "evt.arg.flags", doc: "File events: the flags of the open, as in O_CREAT|O_WRONLY|O_CLOEXEC, and F_CREATED if it created the file. An exec: EXE_FROM_MEMFD if it is from memory.",
+	{name: "evt.arg.flags", doc: "File events: the flags of the open, as in O_CREAT|O_WRONLY|O_CLOEXEC, and F_CREATED if it created the file. An exec: EXE_UPPER_LAYER, EXE_FROM_MEMFD.",
 		readers: []reader{
 			{classes: fileOnly, key: func(r *row) uint64 {
 				k := r.uint(schemas.FileFlags) << 1
@@ -99,8 +99,14 @@ var eventFields = []field{
 				return appendOpenFlags(dst, r.uint(schemas.FileFlags), r.b.Bool(schemas.FileCreated, r.i))
 			}},
 			{classes: processOnly, text: func(dst []byte, r *row, _ *argument) []byte {
-				if r.b.Bool(schemas.ExeMemfd, r.i) {
-					dst = append(dst, "EXE_FROM_MEMFD"...)
+				memfd, upper := r.b.Bool(schemas.ExeMemfd, r.i), r.b.Bool(schemas.ExeUpperLayer, r.i)
+				switch {
+				case memfd && upper:
+					return append(dst, "EXE_UPPER_LAYER|EXE_FROM_MEMFD"...)
+				case memfd:
+					return append(dst, "EXE_FROM_MEMFD"...)
+				case upper:
+					return append(dst, "EXE_UPPER_LAYER"...)
 				}
 				return dst
 			}},

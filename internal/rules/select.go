@@ -108,8 +108,6 @@ type reads struct {
 	paths    []string
 }
 
-func (r reads) none() bool { return !r.anywhere && len(r.paths) == 0 }
-
 // maxWatched bounds the paths of one condition; with more it counts as
 // anywhere.
 const maxWatched = 512

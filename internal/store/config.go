@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
@@ -113,6 +115,18 @@ func (c Config) options() (*clickhouse.Options, error) {
 		if !o.TLS.RootCAs.AppendCertsFromPEM(b) {
 			return nil, fmt.Errorf("clickhouse.ca_file %s holds no PEM certificate", c.CAFile)
 		}
+	}
+	// One transport for all connections of the pool: the client would make one
+	// for each, and abandon it with its socket when the first answer on it is
+	// not ClickHouse's.
+	var once sync.Once
+	var shared *http.Transport
+	o.TransportFunc = func(t *http.Transport) (http.RoundTripper, error) {
+		once.Do(func() {
+			shared = t
+			shared.MaxIdleConns, shared.MaxIdleConnsPerHost, shared.IdleConnTimeout = o.MaxOpenConns, o.MaxOpenConns, 90*time.Second
+		})
+		return shared, nil
 	}
 	return o, nil
 }

@@ -78,7 +78,7 @@ func (l *lane) push(m *bus.Message, msg Message, delivered uint64, hint int) {
 		l.w.release(len(msg.Data))
 		return
 	}
-	it = &item{msg: msg, hint: hint, replayed: msg.Header.Get(schemas.HeaderReplayed) != "", copies: []*bus.Message{m}, delivered: delivered, again: m.Deliveries > 1, since: time.Now()}
+	it = &item{msg: msg, hint: hint, replayed: msg.Header.Get(schemas.HeaderReplayed) != "", copies: []*bus.Message{m}, delivered: delivered, again: m.Again, since: time.Now()}
 	l.items[msg.Sequence] = it
 	l.enqueue(it)
 	l.mu.Unlock()

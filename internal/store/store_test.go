@@ -73,7 +73,10 @@ func TestQuery(t *testing.T) {
 func TestWrongAddress(t *testing.T) {
 	other := httptest.NewServer(http.NotFoundHandler())
 	defer other.Close()
-	hangs := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	hangs := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+	}))
 	defer hangs.Close()
 	for name, url := range map[string]string{"nobody": "http://127.0.0.1:1", "no such host": "http://nowhere.invalid:8123", "other server": other.URL, "hangs": hangs.URL} {
 		t.Run(name, func(t *testing.T) {

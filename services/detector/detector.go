@@ -137,7 +137,7 @@ func (d *detector) consume(ctx context.Context) error {
 			m.Done(nil)
 			return
 		}
-		again := m.Deliveries > 1 || m.Headers().Get(schemas.HeaderReplayed) != ""
+		again := m.Again || m.Headers().Get(schemas.HeaderReplayed) != ""
 		wg.Go(func() { m.Done(d.publish(found, again)) })
 	})
 }

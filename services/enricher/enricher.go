@@ -45,7 +45,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	rt, err := service.Start("enricher", cfg.NATS, cfg.Log, cfg.Admin)
+	rt, err := service.Start(schemas.ServiceEnricher, cfg.NATS, cfg.Log, cfg.Admin)
 	if err != nil {
 		return err
 	}
@@ -101,6 +101,7 @@ type server struct {
 	wg       sync.WaitGroup      // goroutines of lanes
 
 	totals map[schemas.Class]*totals
+	gaveUp atomic.Bool  // on complete metadata: working without
 	warned atomic.Int64 // when the last repeated warning was given, ns since the epoch
 }
 
@@ -123,7 +124,7 @@ func newServer(cfg Config, rt *service.Runtime) (*server, error) {
 		lanes: map[string][]taken{}, subjects: map[string]*subject{}, totals: map[schemas.Class]*totals{},
 		enrichers: make(chan *Enricher, runtime.GOMAXPROCS(0)),
 	}
-	s.health = health.New("enricher", cfg.Cluster, "", s.runID, rt.Log, rt.Metrics)
+	s.health = health.New(schemas.ServiceEnricher, cfg.Cluster, "", s.runID, rt.Log, rt.Metrics)
 	for _, c := range schemas.Classes() {
 		s.totals[c] = &totals{}
 	}
@@ -138,7 +139,7 @@ func newServer(cfg Config, rt *service.Runtime) (*server, error) {
 		}
 		s.meta = &metadata{index: x, cluster: schemas.Token(cfg.Cluster), synced: s.watcher.synced}
 		s.metrics.watch(rt.Metrics, x, s.watcher)
-		rt.SetReady("kubernetes", s.watcher.ready)
+		rt.SetReady("kubernetes", s.ready)
 	}
 	for range cap(s.enrichers) {
 		s.enrichers <- newEnricher(s.meta)
@@ -178,9 +179,19 @@ func (s *server) awaitMetadata(ctx context.Context) {
 		}
 		s.rt.Log.Info("kubernetes metadata complete", "pods", pods, "cluster_uid", uid, "seconds", time.Since(start).Seconds())
 	case ctx.Err() == nil:
+		s.gaveUp.Store(true)
 		s.rt.Log.Warn("kubernetes metadata not complete after kubernetes.sync_timeout; going on, events from pods are marked unresolved until it is. Check that the API server is reached and that the enricher may list and watch these",
 			"missing", strings.Join(s.watcher.unsynced(), ","), "sync_timeout", patience)
 	}
+}
+
+// ready is the readiness check: the metadata is complete, or was waited for in
+// vain and events are passed on without.
+func (s *server) ready() error {
+	if s.gaveUp.Load() {
+		return nil
+	}
+	return s.watcher.ready()
 }
 
 // requestFailed counts a failed request to the Kubernetes API.

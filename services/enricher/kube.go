@@ -225,7 +225,7 @@ func (w *watcher) synced() bool {
 	return w.complete.Load()
 }
 
-// ready is the readiness check.
+// ready says what is missing, or nil.
 func (w *watcher) ready() error {
 	if !w.synced() {
 		return fmt.Errorf("metadata not complete yet: %s", strings.Join(w.unsynced(), ", "))

@@ -1,46 +1,37 @@
 package enricher
 
 import (
-	"context"
 	"os"
 	"testing"
 
-	natsserver "github.com/nats-io/nats-server/v2/server"
 	"go.uber.org/goleak"
 
 	"picket/internal/bus"
+	"picket/internal/natsserver"
+	"picket/internal/natsserver/natstest"
+	"picket/internal/service"
+	"picket/schemas"
 )
 
 func TestMain(m *testing.M) {
-	if url := os.Getenv(childURL); url != "" {
-		os.Exit(child(url))
+	if os.Getenv(childMark) != "" {
+		os.Exit(service.Main(schemas.ServiceEnricher, DefaultConfig(), Run))
 	}
 	goleak.VerifyTestMain(m)
 }
 
-// startNATS runs a real NATS server with the project's streams and returns
-// its address and a connection for the test.
-func startNATS(t testing.TB) (string, *bus.Bus) {
+// startNATS runs a real NATS server. It returns the configuration of an
+// enricher with its own credentials, and a connection that may do everything.
+func startNATS(t testing.TB) (Config, *bus.Bus) {
 	t.Helper()
-	srv, err := natsserver.NewServer(&natsserver.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.Start()
-	t.Cleanup(func() {
-		srv.Shutdown()
-		srv.WaitForShutdown()
-	})
-	if !srv.ReadyForConnections(10e9) {
-		t.Fatal("nats server does not start")
-	}
-	b, err := bus.Connect(bus.Config{URL: srv.ClientURL()}, "test", testLog(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(b.Close)
-	if err := b.Migrate(context.Background(), bus.DefaultLimits()); err != nil {
-		t.Fatal(err)
-	}
-	return srv.ClientURL(), b
+	s := natstest.Start(t)
+	return testConfig(s), natstest.Connect(t, s, schemas.ServiceAdmin)
+}
+
+func testConfig(s *natsserver.Server) Config {
+	cfg := DefaultConfig()
+	cfg.NATS = natstest.Config(s, schemas.ServiceEnricher)
+	cfg.Cluster = "test"
+	cfg.Log.Level, cfg.Log.Format = "warn", "text"
+	return cfg
 }

@@ -69,7 +69,7 @@ func origin(m taken) source {
 	if !validID(o.id) {
 		o.id = o.spare
 	}
-	o.replayed = m.Deliveries > 1 || m.Headers().Get(schemas.HeaderReplayed) == "1"
+	o.replayed = m.Again || m.Headers().Get(schemas.HeaderReplayed) == "1"
 	return o
 }
 

@@ -7,12 +7,10 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -24,6 +22,8 @@ import (
 
 	"picket/internal/batch"
 	"picket/internal/bus"
+	"picket/internal/natsserver"
+	"picket/internal/natsserver/natstest"
 	"picket/internal/service"
 	"picket/schemas"
 )
@@ -160,14 +160,6 @@ func collect(t testing.TB, b *bus.Bus, patience time.Duration, more func(receive
 	}
 }
 
-func testConfig(url string) Config {
-	cfg := DefaultConfig()
-	cfg.NATS.URL = url
-	cfg.Cluster = "test"
-	cfg.Log.Level, cfg.Log.Format = "warn", "text"
-	return cfg
-}
-
 // background runs f until the returned function is called, which gives its error.
 func background(t testing.TB, f func(context.Context) error) (stop func() error) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -186,8 +178,8 @@ func background(t testing.TB, f func(context.Context) error) (stop func() error)
 }
 
 func TestRunWithoutCluster(t *testing.T) {
-	url, b := startNATS(t)
-	stop := background(t, func(ctx context.Context) error { return Run(ctx, testConfig(url)) })
+	cfg, b := startNATS(t)
+	stop := background(t, func(ctx context.Context) error { return Run(ctx, cfg) })
 	s := newSender(t, b)
 	id := s.send("picket.raw.test.n1.process", encoded(t, schemas.Process,
 		event{cluster: "test", node: "n1"}, event{cluster: "test", node: "n1", podUID: "p", containerID: "c"}), 2)
@@ -197,7 +189,7 @@ func TestRunWithoutCluster(t *testing.T) {
 	}
 	h := got[0].Headers()
 	for k, want := range map[string]string{schemas.HeaderBatchID: id, "Nats-Msg-Id": id, schemas.HeaderRows: "2",
-		schemas.HeaderCumulative: "2", schemas.HeaderBatch: "1", schemas.HeaderVersion: "1", schemas.HeaderReplayed: ""} {
+		schemas.HeaderCumulative: "2", schemas.HeaderBatch: "1", schemas.HeaderVersion: "1"} {
 		if h.Get(k) != want {
 			t.Errorf("header %s is %q, want %q", k, h.Get(k), want)
 		}
@@ -245,7 +237,7 @@ func pending(t testing.TB, b *bus.Bus) uint64 {
 // serve runs an enricher in this process and gives a look inside.
 func serve(t *testing.T, cfg Config) (s *server, stop func() error) {
 	t.Helper()
-	rt, err := service.Start("enricher", cfg.NATS, cfg.Log, cfg.Admin)
+	rt, err := service.Start(schemas.ServiceEnricher, cfg.NATS, cfg.Log, cfg.Admin)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,17 +248,11 @@ func serve(t *testing.T, cfg Config) (s *server, stop func() error) {
 	return s, background(t, s.run)
 }
 
-func withCluster(url string, api *apiServer) Config {
-	cfg := testConfig(url)
-	cfg.Kubernetes = api.config()
-	return cfg
-}
-
 // TestWaitsForPod: a batch waits for its pod, and nobody else with it.
 func TestWaitsForPod(t *testing.T) {
-	url, b := startNATS(t)
+	cfg, b := startNATS(t)
 	api := startAPI(t, cluster()...)
-	cfg := withCluster(url, api)
+	cfg.Kubernetes = api.config()
 	cfg.Kubernetes.WaitForPod = 10 * time.Second
 	srv, _ := serve(t, cfg)
 	eventually(t, "the metadata is complete", srv.watcher.synced)
@@ -304,8 +290,8 @@ func TestWaitsForPod(t *testing.T) {
 
 // TestGivesUp: the wait is bounded, and one pod is waited for once.
 func TestGivesUp(t *testing.T) {
-	url, b := startNATS(t)
-	cfg := withCluster(url, startAPI(t, cluster()...))
+	cfg, b := startNATS(t)
+	cfg.Kubernetes = startAPI(t, cluster()...).config()
 	cfg.Kubernetes.WaitForPod = 400 * time.Millisecond
 	srv, _ := serve(t, cfg)
 	eventually(t, "the metadata is complete", srv.watcher.synced)
@@ -329,8 +315,8 @@ func TestGivesUp(t *testing.T) {
 
 // TestCrowded: when much is in hand, nothing waits.
 func TestCrowded(t *testing.T) {
-	url, b := startNATS(t)
-	cfg := withCluster(url, startAPI(t, cluster()...))
+	cfg, b := startNATS(t)
+	cfg.Kubernetes = startAPI(t, cluster()...).config()
 	cfg.Kubernetes.WaitForPod = 10 * time.Second
 	cfg.Kubernetes.HeldMax = 8
 	srv, _ := serve(t, cfg)
@@ -349,12 +335,15 @@ func TestCrowded(t *testing.T) {
 
 // TestAPIServerUnreachable: a start without an answer goes on after its bound.
 func TestAPIServerUnreachable(t *testing.T) {
-	url, b := startNATS(t)
+	cfg, b := startNATS(t)
 	api := startAPI(t, cluster()...)
-	cfg := withCluster(url, api)
+	cfg.Kubernetes = api.config()
 	cfg.Kubernetes.SyncTimeout = 500 * time.Millisecond
 	api.down()
 	srv, _ := serve(t, cfg)
+	if srv.ready() == nil {
+		t.Error("ready before the metadata")
+	}
 	s := newSender(t, b)
 	data := encoded(t, schemas.Process, event{cluster: "test", node: "n1", podUID: "web", containerID: "c-web"})
 	start := time.Now()
@@ -363,8 +352,11 @@ func TestAPIServerUnreachable(t *testing.T) {
 	if len(got) != 1 || got[0].Str(schemas.Join, 0) != joinUnresolved || time.Since(start) > 5*time.Second {
 		t.Fatalf("%d batches in %v", len(got), time.Since(start))
 	}
-	if err := srv.watcher.ready(); err == nil {
-		t.Error("ready without metadata")
+	if srv.watcher.ready() == nil {
+		t.Error("complete without an API server")
+	}
+	if err := srv.ready(); err != nil {
+		t.Errorf("it works, and is not ready: %v", err)
 	}
 	if n := testutil.ToFloat64(srv.metrics.joined.WithLabelValues("process", "not_synced")); n != 1 {
 		t.Errorf("%v events counted as not synced", n)
@@ -383,8 +375,8 @@ func TestAPIServerUnreachable(t *testing.T) {
 // TestUnprocessable: what cannot be joined is set aside once, counted, and the
 // rest goes on.
 func TestUnprocessable(t *testing.T) {
-	url, b := startNATS(t)
-	srv, _ := serve(t, testConfig(url))
+	cfg, b := startNATS(t)
+	srv, _ := serve(t, cfg)
 	s := newSender(t, b)
 	good := encoded(t, schemas.Process, event{cluster: "test", node: "n"})
 	const subject = "picket.raw.test.n.process"
@@ -465,8 +457,8 @@ func balance(t *testing.T, s *server, c schemas.Class) {
 }
 
 func TestBatchIDs(t *testing.T) {
-	url, b := startNATS(t)
-	srv, _ := serve(t, testConfig(url))
+	cfg, b := startNATS(t)
+	srv, _ := serve(t, cfg)
 	s := newSender(t, b)
 	const subject = "picket.raw.test.n.process"
 	data := encoded(t, schemas.Process, event{cluster: "test", node: "n"})
@@ -523,8 +515,8 @@ func TestBatchIDs(t *testing.T) {
 // TestOrder: batches of one raw subject stay in order, and the headers of an
 // events subject count without gaps, whatever waits in between.
 func TestOrder(t *testing.T) {
-	url, b := startNATS(t)
-	cfg := withCluster(url, startAPI(t, cluster()...))
+	cfg, b := startNATS(t)
+	cfg.Kubernetes = startAPI(t, cluster()...).config()
 	cfg.Kubernetes.WaitForPod = 200 * time.Millisecond
 	srv, _ := serve(t, cfg)
 	eventually(t, "the metadata is complete", srv.watcher.synced)
@@ -563,11 +555,92 @@ func TestOrder(t *testing.T) {
 	balance(t, srv, schemas.Process)
 }
 
+// TestRestart: a clean stop leaves nothing behind that the next start would
+// have to wait for, and order is kept over it.
+func TestRestart(t *testing.T) {
+	cfg, b := startNATS(t)
+	s := newSender(t, b)
+	order := map[string][]string{}
+	lane := map[string]string{}
+	const batches = 2000
+	for i := range batches {
+		node := fmt.Sprint("n", i%7)
+		subject := schemas.RawSubject("test", node, schemas.Process)
+		id := s.send(subject, encoded(t, schemas.Process, event{cluster: "test", node: node}), 1)
+		lane[id] = subject
+		order[subject] = append(order[subject], id)
+	}
+	start := time.Now()
+	for done := uint64(0); done < batches; {
+		_, stop := serve(t, cfg)
+		eventually(t, "the new one works", func() bool { done = eventsEver(t, b); return done > done/400*400+100 || done == batches })
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d := time.Since(start); d > bus.AckWait-3*time.Second {
+		t.Errorf("took %v: a stop left messages unsettled", d)
+	}
+	seen := map[string][]string{}
+	for _, r := range drain(t, b, batches, 20*time.Second) {
+		seen[lane[r.id()]] = append(seen[lane[r.id()]], r.id())
+	}
+	if d := cmp.Diff(order, seen); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestNATSRestart: the server goes away in the middle of work and comes back
+// with what it had; every batch is in PICKET_EVENTS once.
+func TestNATSRestart(t *testing.T) {
+	o := natsserver.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", MaxStore: 8 << 30}
+	nats, err := natsserver.Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { nats.Stop() }()
+	b := natstest.Connect(t, nats, schemas.ServiceAdmin)
+	if err := b.Migrate(context.Background(), bus.DefaultLimits()); err != nil {
+		t.Fatal(err)
+	}
+	s := newSender(t, b)
+	var want []string
+	for i := range 2000 {
+		node := fmt.Sprint("n", i%7)
+		want = append(want, s.send(schemas.RawSubject("test", node, schemas.Process), encoded(t, schemas.Process, event{cluster: "test", node: node}), 1))
+	}
+	srv, _ := serve(t, testConfig(nats))
+	for range 2 {
+		before := eventsEver(t, b)
+		eventually(t, "it works", func() bool { return eventsEver(t, b) > before+200 })
+		o.Listen = strings.TrimPrefix(nats.URL(), "nats://")
+		nats.Stop()
+		time.Sleep(300 * time.Millisecond)
+		if nats, err = natsserver.Start(o); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the connections are back", func() bool { return b.Ready() == nil && srv.rt.Bus.Ready() == nil })
+	}
+	var got []string
+	for _, r := range drain(t, b, len(want), bus.AckWait+20*time.Second) {
+		got = append(got, r.id())
+	}
+	if more := drain(t, b, 1, time.Second); len(more) > 0 {
+		t.Error("a batch came twice")
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	t.Logf("%v publishes repeated, %v events known already", testutil.ToFloat64(srv.metrics.publishErrors), testutil.ToFloat64(srv.metrics.duplicate.WithLabelValues("process")))
+}
+
 // TestEventsAway: while PICKET_EVENTS does not take batches they stay in
 // PICKET_RAW, and nothing is published twice when it does.
 func TestEventsAway(t *testing.T) {
-	url, b := startNATS(t)
-	srv, stop := serve(t, testConfig(url))
+	cfg, b := startNATS(t)
+	srv, stop := serve(t, cfg)
 	s := newSender(t, b)
 	data := encoded(t, schemas.Process, event{cluster: "test", node: "n"})
 	s.send("picket.raw.test.n.process", data, 1)
@@ -603,38 +676,34 @@ func TestEventsAway(t *testing.T) {
 	}
 }
 
-const childURL = "PICKET_TEST_ENRICHER_NATS"
+// childMark in the environment makes the test binary the enricher's main
+// function.
+const childMark = "PICKET_TEST_ENRICHER"
 
-// child is the enricher in a process of its own: the test binary, started
-// again with childURL set.
-func child(url string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	if err := Run(ctx, testConfig(url)); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
-}
-
-func startChild(t *testing.T, url string) *exec.Cmd {
+// startChild runs the enricher in a process of its own.
+func startChild(t *testing.T, cfg Config) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childURL+"="+url)
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	cmd := exec.Command(os.Args[0], "--nats.url", cfg.NATS.URL, "--nats.credentials_file", cfg.NATS.CredentialsFile, "--cluster", cfg.Cluster, "--log.level", "error")
+	cmd.Env = append(os.Environ(), childMark+"=1")
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have ended
-		_ = cmd.Wait()
-	})
 	return cmd
+}
+
+// kill ends a process as a power cut ends it, and waits until it is gone.
+func kill(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // "signal: killed"
 }
 
 // TestKill: whenever the process dies, every raw row is in PICKET_EVENTS once.
 func TestKill(t *testing.T) {
-	url, b := startNATS(t)
+	cfg, b := startNATS(t)
 	s := newSender(t, b)
 	want := map[string]int{} // rows by batch id
 	var mu sync.Mutex
@@ -662,17 +731,14 @@ func TestKill(t *testing.T) {
 		}
 	}()
 	kills := 0
-	for cmd := startChild(t, url); ; cmd = startChild(t, url) {
-		before := eventsEver(t, b)
+	for !isClosed(sending) {
+		cmd, before := startChild(t, cfg), eventsEver(t, b)
 		eventually(t, "the new process works", func() bool { return eventsEver(t, b) > before+50 || isClosed(sending) })
-		if isClosed(sending) {
-			break
-		}
-		if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
+		kill(t, cmd)
 		kills++
 	}
+	last := startChild(t, cfg)
+	defer kill(t, last)
 	<-sending
 	got := map[string]int{}
 	run := map[string]uint64{} // cumulative rows by run and subject

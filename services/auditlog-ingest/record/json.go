@@ -55,7 +55,7 @@ func (r *Reader) fail(what string) error {
 }
 
 func (r *Reader) mistyped(want string) error {
-	if r.Pos == len(r.s) {
+	if r.Peek(); r.Pos == len(r.s) {
 		return r.fail("text ends early")
 	}
 	return fmt.Errorf("%w: expected %s at byte %d", ErrType, want, r.Pos)
@@ -461,7 +461,7 @@ func (r *Reader) Integer(into *int64, set *bool) error {
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
-		return r.mistyped("an integer")
+		return fmt.Errorf("%w: expected an integer before byte %d", ErrType, r.Pos)
 	}
 	*into, *set = n, true
 	return nil

@@ -272,6 +272,9 @@ func (l *List) item() (Item, error) {
 	if err != nil {
 		return r, err
 	}
+	if c == ',' || c == ']' || c == '}' {
+		return r, l.bad("expected an item")
+	}
 	text, whole, err := l.frame(l.record[:0], MaxBytes)
 	if err != nil {
 		return r, err

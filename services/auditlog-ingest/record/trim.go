@@ -28,9 +28,10 @@ var trimParts = map[string]bool{
 type Trimmed struct {
 	// Text is a record of less than half of MaxBytes.
 	Text []byte
-	// Length and Digest are those of the whole record, without its white
-	// space; see Digest.
+	// Length is that of the whole record, without its white space.
 	Length int64
+	// Digest is the SHA-256 of the record's members, but kind and apiVersion,
+	// in their order and without white space, each followed by a comma.
 	Digest [sha256.Size]byte
 	// Twice is the name of a part that stood there more than once, if any.
 	Twice string
@@ -51,7 +52,7 @@ func Trim(in io.ByteReader) (*Trimmed, error) {
 		return nil, err
 	}
 	r.Text, r.Length = t.out, t.length
-	t.sum.Write(t.buf)
+	t.flush()
 	t.sum.Sum(r.Digest[:0])
 	return r, nil
 }
@@ -63,18 +64,20 @@ type trimmer struct {
 	c       byte // the byte that comes next, if ahead
 	ahead   bool
 	sum     hash.Hash
-	buf     []byte // waits to be hashed
+	buf     []byte // waits to be hashed; larger than any key that is
 	hashing bool
 	out     []byte
-	budget  int // bytes that may still be copied
+	limit   int // of out: what is beyond it is not copied
 	length  int64
 }
 
+func (t *trimmer) flush() {
+	t.sum.Write(t.buf)
+	t.buf = t.buf[:0]
+}
+
 func (t *trimmer) hash(s string) {
-	if len(t.buf)+len(s) > cap(t.buf) {
-		t.sum.Write(t.buf)
-		t.buf = t.buf[:0]
-	}
+	t.flush()
 	t.buf = append(t.buf, s...)
 }
 
@@ -106,10 +109,9 @@ func (t *trimmer) take() {
 	t.ahead = false
 	t.length++
 	if t.hashing {
-		if len(t.buf) == cap(t.buf) {
-			t.hash("")
+		if t.buf = append(t.buf, t.c); len(t.buf) == cap(t.buf) {
+			t.flush()
 		}
-		t.buf = append(t.buf, t.c)
 	}
 }
 
@@ -169,14 +171,14 @@ func (t *trimmer) record(r *Trimmed) error {
 	}
 }
 
-// member copies or drops one member of the record. It hashes it, followed by
-// a comma, as event.sum does.
+// member copies or drops one member of the record.
 func (t *trimmer) member(seen map[string]bool, r *Trimmed) error {
 	mark := len(t.out)
 	if mark > 1 {
 		t.out = append(t.out, ',')
 	}
-	quoted, whole, err := t.key(128)
+	t.limit = mark + 128
+	quoted, whole, err := t.key()
 	if err != nil {
 		return err
 	}
@@ -200,13 +202,15 @@ func (t *trimmer) member(seen map[string]bool, r *Trimmed) error {
 	if keep && seen[key] {
 		r.Twice, keep = key, false
 	}
-	seen[key] = seen[key] || keep
 	if keep {
-		t.budget = trimBudget
-		_, err = t.value(0)
+		seen[key] = true
+		t.limit = mark + trimBudget
+		keep, err = t.value(0)
 	} else {
-		t.out = t.out[:mark]
 		err = t.drop()
+	}
+	if !keep {
+		t.out = t.out[:mark]
 	}
 	if t.hashing {
 		t.hash(",")
@@ -214,39 +218,25 @@ func (t *trimmer) member(seen map[string]bool, r *Trimmed) error {
 	return err
 }
 
-// key copies a key of at most limit bytes, with its quotes, and returns it.
-func (t *trimmer) key(limit int) (quoted string, whole bool, err error) {
+// key copies a key, with its quotes, and returns it.
+func (t *trimmer) key() (quoted string, whole bool, err error) {
 	if err := t.expect('"'); err != nil {
 		return "", false, err
 	}
-	mark, budget := len(t.out), t.budget
-	t.budget = limit
+	mark := len(t.out)
 	t.out = append(t.out, '"')
 	whole, err = t.inside()
 	t.out = append(t.out, '"')
-	t.budget = budget - (len(t.out) - mark)
 	return string(t.out[mark:]), whole, err
 }
 
 // longestUnit is the length of the longest escape.
 const longestUnit = len(`\u0000`)
 
-// inside reads a string behind its opening quote and copies what the budget
-// allows. It reports whether that was all.
+// inside reads a string behind its opening quote and copies what the limit
+// allows, never a part of an escape. It reports whether that was all.
 func (t *trimmer) inside() (whole bool, err error) {
-	whole = true
-	unit := func() error {
-		c, err := t.raw()
-		if err == nil {
-			t.take()
-			if whole {
-				t.out = append(t.out, c)
-				t.budget--
-			}
-		}
-		return err
-	}
-	for {
+	for whole = true; ; {
 		c, err := t.raw()
 		if err != nil {
 			return false, err
@@ -255,10 +245,10 @@ func (t *trimmer) inside() (whole bool, err error) {
 			t.take()
 			return whole, nil
 		}
-		whole = whole && t.budget >= longestUnit
+		whole = whole && len(t.out)+longestUnit <= t.limit
 		n := 1
 		if c == '\\' {
-			if err := unit(); err != nil {
+			if err := t.copy(whole); err != nil {
 				return false, err
 			}
 			if c, err = t.raw(); err != nil {
@@ -269,18 +259,31 @@ func (t *trimmer) inside() (whole bool, err error) {
 			}
 		}
 		for range n {
-			if err := unit(); err != nil {
+			if err := t.copy(whole); err != nil {
 				return false, err
 			}
 		}
 	}
 }
 
-// value reads one value and copies what the budget allows of it: a string is
+// copy moves over the byte that comes next and copies it if keep.
+func (t *trimmer) copy(keep bool) error {
+	c, err := t.raw()
+	if err != nil {
+		return err
+	}
+	t.take()
+	if keep {
+		t.out = append(t.out, c)
+	}
+	return nil
+}
+
+// value reads one value and copies what the limit allows of it: a string is
 // cut, elements and members beyond it are left out. It reports whether it
 // copied anything.
 func (t *trimmer) value(depth int) (copied bool, err error) {
-	if t.budget < longestUnit || depth > MaxDepth/2 {
+	if len(t.out)+longestUnit > t.limit || depth > MaxDepth/2 {
 		return false, t.drop()
 	}
 	c, err := t.peek()
@@ -319,15 +322,13 @@ func (t *trimmer) scalar() error {
 			if n == 0 || strings.IndexByte("{[\":", c) >= 0 {
 				return fmt.Errorf("%w: %q where a value should be", ErrSyntax, c)
 			}
-			if n > longestScalar || t.budget < 0 {
+			if n > longestScalar {
 				t.out = t.out[:mark]
 			}
-			t.budget -= len(t.out) - mark
 			return nil
 		}
-		t.take()
-		if n < longestScalar {
-			t.out = append(t.out, c)
+		if err := t.copy(n < longestScalar); err != nil {
+			return err
 		}
 	}
 }
@@ -352,16 +353,18 @@ func (t *trimmer) container(open byte, depth int) error {
 		}
 		whole := true
 		if open == '{' {
+			limit := t.limit
+			t.limit = min(limit, len(t.out)+1024)
 			var err error
-			if _, whole, err = t.key(min(t.budget, 1024)); err != nil {
+			if _, whole, err = t.key(); err != nil {
 				return err
 			}
+			t.limit = limit
 			if err := t.expect(':'); err != nil {
 				return err
 			}
 			t.out = append(t.out, ':')
 		}
-		t.budget -= 2
 		copied, err := false, error(nil)
 		if whole {
 			copied, err = t.value(depth + 1)
@@ -387,9 +390,9 @@ func (t *trimmer) container(open byte, depth int) error {
 
 // drop reads one value of any depth and copies nothing.
 func (t *trimmer) drop() error {
-	budget, mark := t.budget, len(t.out)
-	t.budget = -1
-	defer func() { t.budget, t.out = budget, t.out[:mark] }()
+	limit, mark := t.limit, len(t.out)
+	t.limit = 0
+	defer func() { t.limit, t.out = limit, t.out[:mark] }()
 	for depth := 0; ; {
 		c, err := t.peek()
 		if err != nil {
