@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -229,5 +230,70 @@ func BenchmarkCost(b *testing.B) {
 				b.ReportMetric(times[v][len(times[v])/2], "ns-"+v)
 			}
 		})
+	}
+}
+
+// BenchmarkLatency measures the time from a system call to its decoded event, at 1,000 opens a second.
+func BenchmarkLatency(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skipf("SKIPPED (needs root): %s runs programs in the live kernel", b.Name())
+	}
+	k, err := Load(Options{Instance: fmt.Sprintf("bench-%d", os.Getpid())})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() {
+		if err := k.Close(false); err != nil {
+			b.Error(err)
+		}
+	}()
+	self, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	path := filepath.Join(b.TempDir(), "file")
+	var took []time.Duration
+	for b.Loop() {
+		cmd := exec.Command(self, helperFlag, "ticker", path, "3000")
+		if err := cmd.Start(); err != nil {
+			b.Fatal(err)
+		}
+		var ev Event
+		for n := 0; n < 3000; {
+			if err := k.Readers()[ClassFile].Read(&ev); err != nil {
+				b.Fatal(err)
+			}
+			if int(ev.Header.TGID) == cmd.Process.Pid {
+				took = append(took, time.Duration(bootTime()-ev.Header.Time))
+				n++
+			}
+		}
+		if err := cmd.Wait(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	slices.Sort(took)
+	b.ReportMetric(0, "ns/op") // of the whole loop: says nothing
+	for _, p := range []int{50, 95, 99} {
+		b.ReportMetric(float64(took[len(took)*p/100].Microseconds())/1000, fmt.Sprintf("ms-p%d", p))
+	}
+}
+
+func init() {
+	// ticker PATH N: opens PATH N times, once a millisecond.
+	helpers["ticker"] = func(args []string) error {
+		n, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for range n {
+			<-tick.C
+			if err := os.WriteFile(args[0], nil, 0o600); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 }

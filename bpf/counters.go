@@ -55,7 +55,21 @@ const (
 	counterWords     = 16
 )
 
-// cells reads the counters of every (CPU, class), in the order of their index.
+// Submitted returns ClassCounters.Submitted of one CPU and class without allocating: a reader compares it
+// with what it has read. It is 0 for a CPU or class that does not exist.
+func (k *Kernel) Submitted(cpu uint32, class Class) uint64 {
+	if int64(cpu) >= int64(k.cpus) || class >= NumClasses {
+		return 0
+	}
+	var b [8]byte
+	off := (int64(cpu)*NumClasses+int64(class))*counterWords*8 + counterSubmitted*8
+	if _, err := k.counters.ReadAt(b[:], off); err != nil {
+		return 0 // out of bounds, which the check above excludes
+	}
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+// readCounters reads the counters of every (CPU, class), in the order of their index.
 func readCounters(mem *ebpf.Memory, cpus int) ([]ClassCounters, error) {
 	n := cpus * NumClasses
 	buf := make([]byte, n*counterWords*8)

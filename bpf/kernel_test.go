@@ -141,6 +141,9 @@ func TestOverflow(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range counters {
+		if got := k.Submitted(c.CPU, c.Class); got != c.Submitted {
+			t.Errorf("%s on CPU %d: Submitted is %d, Counters has %d", c.Class, c.CPU, got, c.Submitted)
+		}
 		if c.Seen != c.Submitted+c.RingFull {
 			t.Errorf("%s on CPU %d: %d seen, %d submitted, %d did not fit", c.Class, c.CPU, c.Seen, c.Submitted, c.RingFull)
 		}
@@ -456,6 +459,9 @@ func TestKeep(t *testing.T) {
 	}
 	if err := k.Readers()[0].Read(new(Event)); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Read after Close: %v", err)
+	}
+	if n := k.Submitted(uint32(k.CPUs()), ClassFile) + k.Submitted(0, NumClasses) + k.Ledger().Load(uint32(k.CPUs()), ClassFile) + k.Ledger().Load(0, NumClasses); n != 0 {
+		t.Errorf("cells that do not exist have counted %d", n)
 	}
 	// Memory that may still be looked at.
 	if _, err := k.Counters(); err != nil {

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -58,6 +59,7 @@ type Bus struct {
 	JS      jetstream.JetStream
 	service string
 	log     *slog.Logger
+	closing *atomic.Bool // Close was called
 }
 
 // Connect connects as the named service. When no server answers it returns a
@@ -66,6 +68,7 @@ type Bus struct {
 // certificate files are an error at once. Later interruptions are repaired
 // without bound.
 func Connect(cfg Config, service string, log *slog.Logger) (*Bus, error) {
+	closing := new(atomic.Bool)
 	opts := []nats.Option{
 		nats.Name("picket-" + service),
 		nats.CustomInboxPrefix(InboxPrefix(service)),
@@ -82,8 +85,8 @@ func Connect(cfg Config, service string, log *slog.Logger) (*Bus, error) {
 		nats.ConnectHandler(func(nc *nats.Conn) { log.Info("nats connected", "url", nc.ConnectedUrlRedacted()) }),
 		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("nats connection restored", "url", nc.ConnectedUrlRedacted()) }),
 		nats.ClosedHandler(func(nc *nats.Conn) {
-			if err := nc.LastError(); err != nil {
-				log.Error("nats connection closed for good", "error", err)
+			if !closing.Load() {
+				log.Error("nats connection closed for good", "error", nc.LastError())
 			}
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
@@ -121,7 +124,7 @@ func Connect(cfg Config, service string, log *slog.Logger) (*Bus, error) {
 		nc.Close()
 		return nil, fmt.Errorf("jetstream context: %w", err)
 	}
-	return &Bus{NC: nc, JS: js, service: service, log: log}, nil
+	return &Bus{NC: nc, JS: js, service: service, log: log, closing: closing}, nil
 }
 
 func isNetwork(err error) bool {
@@ -137,6 +140,7 @@ func (b *Bus) Close() {
 			b.log.Warn("nats connection closed with unsent data", "error", err)
 		}
 	}
+	b.closing.Store(true)
 	b.NC.Close()
 }
 

@@ -47,16 +47,30 @@ type consumption struct {
 // message and call its Done later, from any goroutine: while the process
 // lives the server is told that work goes on; if it dies another consumer gets
 // the message AckWait later. Consume returns after every message's Done was
-// called; on ctx's end it waits for them at most grace.
+// called; on ctx's end it still hands over what has been fetched, so that
+// nobody has to wait for it to be delivered again, and waits for all at most
+// grace.
 func (b *Bus) Consume(ctx context.Context, stream, durable string, grace time.Duration, handle func(*Message)) error {
-	cons, err := b.JS.Consumer(ctx, stream, durable)
-	if err != nil {
-		return fmt.Errorf("consumer %s of stream %s: %w (run `picket migrate`)", durable, stream, err)
-	}
-	info := cons.CachedInfo()
-	it, err := cons.Messages(jetstream.PullMaxMessages(max(1, info.Config.MaxAckPending/2)), jetstream.WithMessagesErrOnMissingHeartbeat(false))
-	if err != nil {
-		return fmt.Errorf("consume %s of stream %s: %w", durable, stream, err)
+	var it jetstream.MessagesContext
+	var connection, older uint64 // connections made, and the stream's last sequence then
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		var err error
+		connection = b.NC.Stats().Reconnects
+		if it, older, err = b.iterate(ctx, stream, durable); err == nil {
+			break
+		}
+		if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+			return fmt.Errorf("consumer %s of stream %s: %w (run `picket migrate`)", durable, stream, err)
+		}
+		if errors.Is(err, nats.ErrConnectionClosed) {
+			return fmt.Errorf("consumer %s of stream %s: %w", durable, stream, err)
+		}
+		b.log.Warn("consumer does not answer, trying again", "stream", stream, "consumer", durable, "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
 	}
 	c := &consumption{bus: b, open: map[*Message]struct{}{}}
 	c.idle = sync.NewCond(&c.mu)
@@ -70,9 +84,7 @@ func (b *Bus) Consume(ctx context.Context, stream, durable string, grace time.Du
 		stopAlive()
 		wg.Wait()
 	}()
-	var connection uint64 // connections made when older was read
-	older := uint64(0)    // the stream's last sequence then
-	for first := true; ; {
+	for {
 		msg, err := it.Next()
 		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
 			break
@@ -88,7 +100,7 @@ func (b *Bus) Consume(ctx context.Context, stream, durable string, grace time.Du
 			continue
 		}
 		// A message of a new connection is never handled before this look.
-		if n := b.NC.Stats().Reconnects; first || n != connection {
+		if n := b.NC.Stats().Reconnects; n != connection {
 			last, err := b.lastSequence(ctx, stream)
 			if err != nil {
 				// Not settled: it comes again when its time is over.
@@ -96,7 +108,7 @@ func (b *Bus) Consume(ctx context.Context, stream, durable string, grace time.Du
 				_ = msg.NakWithDelay(time.Second) // fails only while disconnected
 				continue
 			}
-			first, connection, older = false, n, last
+			connection, older = n, last
 		}
 		m := &Message{Msg: msg, Stream: stream, c: c}
 		if md, err := msg.Metadata(); err == nil {
@@ -109,7 +121,24 @@ func (b *Bus) Consume(ctx context.Context, stream, durable string, grace time.Du
 		handle(m)
 	}
 	c.drain(grace)
+	if ctx.Err() == nil {
+		return fmt.Errorf("consume %s of stream %s: %w", durable, stream, nats.ErrConnectionClosed)
+	}
 	return nil
+}
+
+// iterate begins to pull, and returns the stream's last sequence before that.
+func (b *Bus) iterate(ctx context.Context, stream, durable string) (jetstream.MessagesContext, uint64, error) {
+	last, err := b.lastSequence(ctx, stream)
+	if err != nil {
+		return nil, 0, err
+	}
+	cons, err := b.JS.Consumer(ctx, stream, durable)
+	if err != nil {
+		return nil, 0, err
+	}
+	it, err := cons.Messages(jetstream.PullMaxMessages(max(1, cons.CachedInfo().Config.MaxAckPending/2)), jetstream.WithMessagesErrOnMissingHeartbeat(false))
+	return it, last, err
 }
 
 // lastSequence asks for the stream's last sequence, for at most five seconds.

@@ -106,7 +106,7 @@ func (g *Gaps) Note(subject string, h nats.Header, seq uint64, now time.Time) {
 		t.fill(from, to)
 	}
 	if from > t.Rows {
-		if len(t.Holes) == maxHoles { // make one of the two oldest
+		if len(t.Holes) == maxHoles { // make one of the two oldest, and count what lies between them too
 			t.Holes[1].From = t.Holes[0].From
 			t.Holes = t.Holes[1:]
 		}

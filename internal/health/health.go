@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -30,10 +31,13 @@ type Reporter struct {
 	log                         *slog.Logger
 	metric                      *prometheus.CounterVec
 
-	mu   sync.Mutex
-	now  map[key]uint64
-	sent map[key]uint64
-	seq  uint64
+	mu  sync.Mutex
+	now map[key]uint64
+
+	flushing sync.Mutex // guards what follows
+	reported map[key]uint64
+	pending  []batch.Encoded // the last report, until put has taken it
+	seq      uint64
 }
 
 type key struct{ action, class, reason string }
@@ -46,7 +50,7 @@ func New(service, cluster, node, run string, log *slog.Logger, reg prometheus.Re
 	if node == "" {
 		node = "_" + service
 	}
-	r := &Reporter{service: service, cluster: cluster, node: node, run: run, log: log, now: map[key]uint64{}, sent: map[key]uint64{},
+	r := &Reporter{service: service, cluster: cluster, node: node, run: run, log: log, now: map[key]uint64{}, reported: map[key]uint64{},
 		metric: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "picket_" + strings.ReplaceAll(service, "-", "_") + "_lost_events_total",
 			Help: "Events lost or set aside, by class and reason.",
@@ -79,7 +83,7 @@ func (r *Reporter) Count(class, name string, total uint64) {
 type Put func(subject string, data []byte, rows int) error
 
 // Run publishes what changed every Interval, and once more when ctx ends.
-// A report that put refuses is repeated with the next.
+// A report that put refuses is offered again.
 func (r *Reporter) Run(ctx context.Context, put Put) error {
 	tick := time.NewTicker(Interval)
 	defer tick.Stop()
@@ -94,25 +98,49 @@ func (r *Reporter) Run(ctx context.Context, put Put) error {
 	}
 }
 
-// Flush publishes what changed since the last report.
+// Flush publishes what changed since the last report. A report that put has
+// refused is offered again as it was, so that one whose acknowledgement was
+// lost counts once.
 func (r *Reporter) Flush(put Put) {
+	r.flushing.Lock()
+	defer r.flushing.Unlock()
+	if r.offer(put) {
+		r.report()
+		r.offer(put)
+	}
+}
+
+// offer hands the pending report on and says whether nothing is left of it.
+func (r *Reporter) offer(put Put) bool {
+	for len(r.pending) > 0 {
+		e := r.pending[0]
+		if err := put(schemas.RawSubject(r.cluster, r.node, schemas.Health), e.Data, e.Batch.Rows()); err != nil {
+			r.log.Warn("health report not published, repeating it", "error", err)
+			return false
+		}
+		r.pending = r.pending[1:]
+	}
+	return true
+}
+
+// report makes a report of what changed.
+func (r *Reporter) report() {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	var changed []key
+	changed := map[key]uint64{}
 	for k, n := range r.now {
-		if n != r.sent[k] {
-			changed = append(changed, k)
+		if n != r.reported[k] {
+			changed[k] = n
 		}
 	}
+	r.mu.Unlock()
 	if len(changed) == 0 {
 		return
 	}
-	slices.SortFunc(changed, func(a, b key) int {
-		return strings.Compare(a.action+a.class+a.reason, b.action+b.class+b.reason)
-	})
 	b := batch.NewBuilder(schemas.Health, schemas.RawColumns(schemas.Health))
 	at := time.Now().UnixNano()
-	for _, k := range changed {
+	for _, k := range slices.SortedFunc(maps.Keys(changed), func(a, b key) int {
+		return strings.Compare(a.action+a.class+a.reason, b.action+b.class+b.reason)
+	}) {
 		r.seq++
 		b.Bytes16(schemas.EventID, schemas.Hash128(r.cluster, r.node, r.service, r.run, string(binary.LittleEndian.AppendUint64(nil, r.seq))))
 		b.Str(schemas.Action, k.action)
@@ -125,25 +153,17 @@ func (r *Reporter) Flush(put Put) {
 		b.Str(schemas.HealthRun, r.run)
 		b.Str(schemas.HealthClass, k.class)
 		b.Str(schemas.HealthReason, k.reason)
-		b.Uint64(schemas.HealthCount, r.now[k]-r.sent[k])
-		b.Uint64(schemas.HealthTotal, r.now[k])
+		b.Uint64(schemas.HealthCount, changed[k]-r.reported[k])
+		b.Uint64(schemas.HealthTotal, changed[k])
 		b.EndRow()
 	}
-	enc, err := batch.Encode(b.Batch())
-	if err == nil {
-		for _, e := range enc {
-			if err = put(schemas.RawSubject(r.cluster, r.node, schemas.Health), e.Data, e.Batch.Rows()); err != nil {
-				break
-			}
-		}
-	}
+	encoded, err := batch.Encode(b.Batch())
 	if err != nil {
-		r.log.Warn("health report not published, repeating it with the next", "error", err)
+		r.log.Error("health report not encoded", "error", err)
 		return
 	}
-	for _, k := range changed {
-		r.sent[k] = r.now[k]
-	}
+	r.pending = encoded
+	maps.Copy(r.reported, changed)
 }
 
 // Direct publishes reports straight to PICKET_RAW, for services that have no

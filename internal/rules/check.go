@@ -78,6 +78,7 @@ type checker struct {
 	lists  map[string]*listDef
 	preds  map[string]*predicate
 	items  int // of all comparisons
+	regex  int // parts of all regular expressions
 }
 
 // macroDef is a macro and what became of it.
@@ -370,6 +371,12 @@ func (c *checker) compare(cmp *comparison) *predicate {
 		}
 		c.error(at, err.remedy, "%s", err.message)
 		return nil
+	}
+	if m, ok := p.match.(regexMatch); ok {
+		if c.regex += m.size; c.regex > maxTotalRegex {
+			c.error(cmp.opAt, "", "the regular expressions of all rules have more than %d parts", maxTotalRegex)
+			return nil
+		}
 	}
 	return c.intern(p)
 }

@@ -11,8 +11,9 @@ const (
 	maxNodes      = 50_000  // comparisons and operators of one rule, macros expanded
 	maxTotalNodes = 2_000_000
 	maxListItems  = 200_000 // of one list, lists in lists expanded
-	maxTotalItems = 4_000_000
-	maxRegex      = 4_000 // bytes of one regular expression
-	maxRegexNodes = 10_000
+	maxTotalItems = 1_000_000
+	maxPattern    = 4_000 // bytes of a regular expression or a glob
+	maxRegexNodes = 2_000 // of one, its repetitions written out
+	maxTotalRegex = 500_000
 	maxErrors     = 200 // reported at most
 )

@@ -343,26 +343,29 @@ func TestWarnings(t *testing.T) {
 
 // TestBounds holds hostile files to errors, quickly.
 func TestBounds(t *testing.T) {
-	doubling := func(entry func(i int) string) string {
+	many := func(n int, entry func(i int) string) string {
 		var b strings.Builder
-		for i := range 40 {
+		for i := range n {
 			b.WriteString(entry(i))
 		}
 		return b.String()
 	}
 	name := func(i int) string { return "x" + string(rune('a'+i/26)) + string(rune('a'+i%26)) }
 	for _, c := range []struct{ name, file, want string }{
-		{"macros that double", "- macro: " + name(0) + "\n  condition: proc.name=a\n" + doubling(func(i int) string {
+		{"macros that double", "- macro: " + name(0) + "\n  condition: proc.name=a\n" + many(40, func(i int) string {
 			return "- macro: " + name(i+1) + "\n  condition: " + name(i) + " and " + name(i) + "\n"
 		}), "more than 50000 comparisons"},
-		{"lists that double", "- list: " + name(0) + "\n  items: [a]\n" + doubling(func(i int) string {
+		{"lists that double", "- list: " + name(0) + "\n  items: [a]\n" + many(40, func(i int) string {
 			return "- list: " + name(i+1) + "\n  items: [" + name(i) + ", " + name(i) + "]\n"
 		}), "more than 200000 items"},
 		{"deep parentheses", rule("r", strings.Repeat("(", 100_000)+"evt.num=1"), "nested deeper than 200"},
 		{"many nots", rule("r", strings.Repeat("not ", 50_000)+"evt.num=1"), "nested deeper than 200"},
 		{"deep transformers", rule("r", strings.Repeat("tolower(", 30_000)+"proc.name"), "nested deeper than 200"},
 		{"long condition", rule("r", strings.Repeat("evt.num=1 or ", 30_000)+"evt.num=1"), "more than 256000"},
-		{"regex that repeats", rule("r", "proc.name regex '((a{1,900}){1,900}){1,900}'"), "regex:"},
+		{"regex that repeats", rule("r", "proc.name regex '((a{1,900}){1,900}){1,900}'"), "regex: invalid repeat count"},
+		{"regex with long repetitions", rule("r", "proc.name regex 'a{900}b{900}c{900}'"), "more than 2000 parts"},
+		{"many regexes", many(400, func(i int) string { return rule("r"+name(i), "proc.name regex '"+name(i)+"a{900}'") }), "more than 500000 parts"},
+		{"long glob", rule("r", "proc.name glob '"+strings.Repeat("*a", 5000)+"'"), "more than 4000"},
 		{"long regex", rule("r", "proc.name regex '"+strings.Repeat("a", 5000)+"'"), "more than 4000"},
 		{"deep yaml", strings.Repeat("[", 200_000), "not valid YAML"},
 		{"large file", strings.Repeat("#", 5<<20), "file of 5242880 bytes"},

@@ -182,18 +182,20 @@ func globOne(p string, c byte, fold bool) (int, bool) {
 
 // compileRegex compiles a pattern that is to match a whole value, as Falco's
 // does, within bounds.
-func compileRegex(pattern string) (*regexp.Regexp, error) {
-	if len(pattern) > maxRegex {
-		return nil, fmt.Errorf("pattern of %d bytes, more than %d", len(pattern), maxRegex)
+func compileRegex(pattern string) (regexMatch, error) {
+	if len(pattern) > maxPattern {
+		return regexMatch{}, fmt.Errorf("pattern of %d bytes, more than %d", len(pattern), maxPattern)
 	}
 	parsed, err := syntax.Parse(pattern, syntax.Perl)
 	if err != nil {
-		return nil, err
+		return regexMatch{}, err
 	}
-	if n := regexSize(parsed); n > maxRegexNodes {
-		return nil, fmt.Errorf("pattern with its repetitions is too large")
+	size := regexSize(parsed)
+	if size > maxRegexNodes {
+		return regexMatch{}, fmt.Errorf("pattern with its repetitions written out has more than %d parts", maxRegexNodes)
 	}
-	return regexp.Compile(`\A(?:` + pattern + `)\z`)
+	re, err := regexp.Compile(`\A(?:` + pattern + `)\z`)
+	return regexMatch{re, size}, err
 }
 
 // regexSize estimates the nodes of a pattern with repetitions written out.
@@ -208,7 +210,10 @@ func regexSize(re *syntax.Regexp) int {
 	return min(n, maxRegexNodes+1)
 }
 
-type regexMatch struct{ re *regexp.Regexp }
+type regexMatch struct {
+	re   *regexp.Regexp
+	size int // parts, repetitions written out
+}
 
 func (m regexMatch) match(s string) bool { return m.re.MatchString(s) }
 
@@ -269,16 +274,20 @@ func textMatcher(op operator, values []string) (matcher, error) {
 			return contains(raw), nil
 		}
 		return hasPrefix(raw), nil
-	case opGlob:
+	case opGlob, opIGlob:
+		if len(values[0]) > maxPattern {
+			return nil, fmt.Errorf("pattern of %d bytes, more than %d", len(values[0]), maxPattern)
+		}
+		if op == opIGlob {
+			return iGlob(lowerASCII(values[0])), nil
+		}
 		return globMatcher(values[0]), nil
-	case opIGlob:
-		return iGlob(lowerASCII(values[0])), nil
 	case opRegex:
-		re, err := compileRegex(values[0])
+		m, err := compileRegex(values[0])
 		if err != nil {
 			return nil, fmt.Errorf("regex: %s", strings.TrimPrefix(err.Error(), "error parsing regexp: "))
 		}
-		return regexMatch{re}, nil
+		return m, nil
 	case opIn, opIntersects:
 		return setOf(values), nil
 	case opPmatch:

@@ -57,11 +57,9 @@ func TestAlerts(t *testing.T) {
 	w.alert(exampleFinding(1, 1), map[string]string{schemas.HeaderReplayed: "1"})    // published twice
 	w.alert(&schemas.Finding{FindingInfo: schemas.FindingInfo{UID: "no uuid"}}, nil) // not an alert
 	eventually(t, "the alerts are stored", 20*time.Second, func() bool {
-		return query(t, w.db, "SELECT count() FROM alerts") == "6" && r.metric("picket_detector_pending_rows") == 0
+		// FINAL: ClickHouse may have merged the amended alert at once.
+		return query(t, w.db, "SELECT count(), sum(revision) FROM alerts FINAL") == "5\t6" && r.metric("picket_detector_pending_rows") == 0
 	})
-	if got := query(t, w.db, "SELECT count(), sum(revision) FROM alerts FINAL"); got != "5\t6" {
-		t.Errorf("alerts and revisions: %s", got)
-	}
 	want := strings.Join([]string{schemas.FormatID(schemas.Hash128("alert", "0")), "2", "2026-11-20 10:00:00.123456789", "2026-11-20 10:00:01.123000000", "c1", "n1",
 		"Shell in container", "high", "4", `a shell was started in \'web\'\n`, "process", "shop", "web-1", "c0ffee", "root",
 		"['container','shell']", "['T1059.004']", "['" + schemas.FormatID(schemas.Hash128("event", "0")) + "']", schemas.FormatID(schemas.Hash128("alert", "0")) + "-2"}, "\t")

@@ -57,7 +57,7 @@ func (c Config) parse() (*url.URL, error) {
 	}
 	u, err := url.Parse(c.URL)
 	if err != nil {
-		return nil, fmt.Errorf("clickhouse.url: %w", err)
+		return nil, errors.New("clickhouse.url is no address: use http://host:8123 or https://host:8443")
 	}
 	switch {
 	case u.Scheme == "clickhouse" || u.Scheme == "tcp":
@@ -116,17 +116,29 @@ func (c Config) options() (*clickhouse.Options, error) {
 			return nil, fmt.Errorf("clickhouse.ca_file %s holds no PEM certificate", c.CAFile)
 		}
 	}
-	// One transport for all connections of the pool: the client would make one
-	// for each, and abandon it with its socket when the first answer on it is
-	// not ClickHouse's.
-	var once sync.Once
+	return o, nil
+}
+
+// shareTransport gives all connections of a pool one transport, and returns
+// what closes its idle sockets. The client would make one for each connection,
+// and abandon it with its socket when the first answer is not ClickHouse's.
+func shareTransport(o *clickhouse.Options) (closeIdle func()) {
+	var mu sync.Mutex
 	var shared *http.Transport
 	o.TransportFunc = func(t *http.Transport) (http.RoundTripper, error) {
-		once.Do(func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if shared == nil {
 			shared = t
 			shared.MaxIdleConns, shared.MaxIdleConnsPerHost, shared.IdleConnTimeout = o.MaxOpenConns, o.MaxOpenConns, 90*time.Second
-		})
+		}
 		return shared, nil
 	}
-	return o, nil
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if shared != nil {
+			shared.CloseIdleConnections()
+		}
+	}
 }

@@ -288,18 +288,22 @@ func TestWriterStalled(t *testing.T) {
 		t.Run(step, func(t *testing.T) {
 			w := newWorld(t)
 			w.impatient(schemas.DurableSink, 500*time.Millisecond)
-			for range 20 {
-				w.publish(message{class: schemas.Network, rows: 10})
-			}
 			stalled, release := make(chan struct{}), make(chan struct{})
+			var armed atomic.Bool
 			var once sync.Once
 			slow := w.start(func(w *Writer) {
 				w.step = func(at string) {
-					if at == step {
+					if at == step && armed.Load() {
 						once.Do(func() { close(stalled); <-release })
 					}
 				}
 			})
+			w.publish(message{class: schemas.Network, rows: 10})
+			w.settled(20 * time.Second)
+			armed.Store(true)
+			for range 19 {
+				w.publish(message{class: schemas.Network, rows: 10})
+			}
 			<-stalled
 			quick := w.start(nil)
 			w.settled(20 * time.Second)
@@ -371,6 +375,9 @@ func TestRecordUnreachable(t *testing.T) {
 	}
 	w.settled(30 * time.Second)
 	w.want("process", 500)
+	if r.metric("picket_sink_lookups_total") == 0 {
+		t.Error("what came before an interruption was taken for sure after it")
+	}
 	if cut.Load() != 3 {
 		t.Errorf("%d of 3 interruptions happened", cut.Load())
 	}

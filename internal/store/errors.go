@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
@@ -57,6 +58,15 @@ func (e *Error) Label() string {
 		return "http"
 	}
 	return "network"
+}
+
+// cause strips what the client wraps around a failed request: its whole URL.
+func cause(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
 }
 
 func isTimeout(err error) bool {
@@ -148,7 +158,7 @@ func explain(err error) error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		e.text = "ClickHouse closed the connection before it answered"
 	default:
-		e.text = "ClickHouse does not answer: " + oneLine(err.Error()) + ": check clickhouse.url"
+		e.text = "ClickHouse does not answer: " + oneLine(cause(err).Error()) + ": check clickhouse.url"
 	}
 	return e
 }

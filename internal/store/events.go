@@ -110,7 +110,7 @@ func unpacked(b *batch.Batch) int {
 func batchDay(first int64, taken time.Time) uint16 {
 	const day = int64(24 * time.Hour)
 	at, now := first/day, taken.UnixNano()/day
-	if first < 0 || at > now+1 || at < now-schemas.RetentionDays {
+	if first < 0 || at > now+1 || at <= now-schemas.RetentionDays {
 		at = now
 	}
 	return uint16(max(0, min(at, 1<<16-1)))

@@ -27,8 +27,9 @@ const maxOlder = 4096
 // item is a message on its way into a table.
 type item struct {
 	msg      Message
-	hint     int  // rows, before it is decoded
-	replayed bool // may carry what an older message carries too
+	hint     int    // rows, before it is decoded
+	replayed bool   // may carry what an older message carries too
+	link     uint64 // connection to NATS, counted, on which it came
 
 	// Guarded by lane.mu.
 	copies    []*bus.Message // deliveries to acknowledge; none if it was fetched
@@ -78,7 +79,7 @@ func (l *lane) push(m *bus.Message, msg Message, delivered uint64, hint int) {
 		l.w.release(len(msg.Data))
 		return
 	}
-	it = &item{msg: msg, hint: hint, replayed: msg.Header.Get(schemas.HeaderReplayed) != "", copies: []*bus.Message{m}, delivered: delivered, again: m.Again, since: time.Now()}
+	it = &item{msg: msg, hint: hint, replayed: msg.Header.Get(schemas.HeaderReplayed) != "", link: l.w.bus.NC.Stats().Reconnects, copies: []*bus.Message{m}, delivered: delivered, again: m.Again, since: time.Now()}
 	l.items[msg.Sequence] = it
 	l.enqueue(it)
 	l.mu.Unlock()
@@ -430,9 +431,13 @@ func (l *lane) adopt(led *ledger) {
 // somebody may have.
 // dead are those that cannot be read.
 func (l *lane) judge(led ledger, group []*item) (sure, doubtful, dead []*item) {
+	link := l.w.bus.NC.Stats().Reconnects
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, it := range group {
+		// A server that crashed has forgotten deliveries and gives their
+		// numbers again: those of a former connection say nothing.
+		it.again = it.again || it.link != link
 		if it.bad != nil {
 			dead = append(dead, it)
 		} else if it.again || it.replayed || it.delivered <= led.Fence || it.msg.Sequence <= led.Doubt {

@@ -58,6 +58,7 @@ func (db *DB) Migrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer shareTransport(options)()
 	handle := clickhouse.OpenDB(options)
 	defer handle.Close()
 	p, err := goose.NewProvider(goose.DialectClickHouse, handle, nil,

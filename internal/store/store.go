@@ -22,9 +22,10 @@ import (
 // DB is a pool of connections to one ClickHouse server. It is safe for
 // concurrent use.
 type DB struct {
-	cfg  Config
-	conn driver.Conn
-	log  *slog.Logger
+	cfg       Config
+	conn      driver.Conn
+	closeIdle func()
+	log       *slog.Logger
 }
 
 // Open prepares the connection; it does not wait for the server. The caller
@@ -34,15 +35,19 @@ func Open(cfg Config, log *slog.Logger) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
+	closeIdle := shareTransport(o)
 	conn, err := clickhouse.Open(o)
 	if err != nil {
 		return nil, fmt.Errorf("clickhouse: %w", err)
 	}
-	return &DB{cfg: cfg, conn: conn, log: log}, nil
+	return &DB{cfg: cfg, conn: conn, closeIdle: closeIdle, log: log}, nil
 }
 
 // Close closes the connections.
-func (db *DB) Close() error { return db.conn.Close() }
+func (db *DB) Close() error {
+	defer db.closeIdle()
+	return db.conn.Close()
+}
 
 // readyTimeout bounds one readiness check.
 const readyTimeout = 2 * time.Second

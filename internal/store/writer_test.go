@@ -18,6 +18,10 @@ import (
 func TestEveryClass(t *testing.T) {
 	w := newWorld(t)
 	r := w.start(nil)
+	eventually(t, "the writer pulls", 20*time.Second, func() bool { // what was there before it is looked up
+		c, err := w.all.JS.Consumer(t.Context(), schemas.StreamEvents, schemas.DurableSink)
+		return err == nil && c.CachedInfo().NumWaiting > 0
+	})
 	for range 20 {
 		for _, c := range schemas.Classes() {
 			w.publish(message{class: c, rows: 50})

@@ -501,15 +501,8 @@ func TestBackPressure(t *testing.T) {
 	s.Shutdown()
 	s.WaitForShutdown()
 
-	noise := func() string { // what LZ4 cannot make smaller
-		b := make([]byte, 40<<10)
-		for i := range b {
-			b[i] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ+/"[w.rnd.IntN(64)]
-		}
-		return string(b)
-	}
 	record := func() []byte {
-		line := bytes.Replace(auditLine(w.id(w.n), 1), []byte(`"x":"x"`), []byte(`"x":"`+noise()+`"`), 1)
+		line := bytes.Replace(auditLine(w.id(w.n), 1), []byte(`"x":"x"`), []byte(`"x":"`+noise(t, uint64(w.n), 40<<10)+`"`), 1)
 		w.n++
 		return line
 	}

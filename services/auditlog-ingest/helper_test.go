@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -210,4 +211,15 @@ func healthTotal(t testing.TB, b *bus.Bus, action, reason string) (n uint64) {
 		}
 	}
 	return n
+}
+
+// noise returns text that no compressor makes smaller.
+func noise(t testing.TB, seed uint64, n int) string {
+	t.Helper()
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ+/"[rnd.IntN(64)]
+	}
+	return string(b)
 }

@@ -1,6 +1,7 @@
 package enricher
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"testing"
@@ -119,5 +120,29 @@ func BenchmarkEnrich(b *testing.B) {
 				b.ReportMetric(float64(size)/rows, "B/row-out")
 			})
 		}
+	}
+}
+
+// BenchmarkService measures the whole service on a NATS server on this
+// machine: from a raw batch of 100 events, published and acknowledged, to its
+// settlement. With one lane nothing is done in parallel.
+func BenchmarkService(b *testing.B) {
+	const rows = 100
+	for _, nodes := range []int{1, 16} {
+		b.Run(fmt.Sprintf("%d-lanes", nodes), func(b *testing.B) {
+			cfg, admin := startNATS(b)
+			s := newSender(b, admin)
+			enc, err := batch.Encode(typical(schemas.Process, rows, 30))
+			if err != nil {
+				b.Fatal(err)
+			}
+			for i := range b.N {
+				s.send(schemas.RawSubject("test", fmt.Sprint("n", i%nodes), schemas.Process), enc[0].Data, rows)
+			}
+			b.ResetTimer()
+			background(b, func(ctx context.Context) error { return Run(ctx, cfg) })
+			eventually(b, "all are settled", func() bool { return pending(b, admin) == 0 })
+			b.ReportMetric(float64(b.N)*rows/b.Elapsed().Seconds(), "rows/s")
+		})
 	}
 }

@@ -96,13 +96,13 @@ type server struct {
 	relax               broadcast    // signalled when too much is in hand to wait
 
 	mu       sync.Mutex
-	lanes    map[string][]taken  // by raw subject: messages to do, while a goroutine does them
-	subjects map[string]*subject // by events subject
-	wg       sync.WaitGroup      // goroutines of lanes
+	lanes    map[string][]taken   // by raw subject: messages to do, while a goroutine does them
+	subjects map[string]*subject  // by events subject
+	warned   map[string]time.Time // by message: when it was logged last
+	wg       sync.WaitGroup       // goroutines of lanes
 
 	totals map[schemas.Class]*totals
-	gaveUp atomic.Bool  // on complete metadata: working without
-	warned atomic.Int64 // when the last repeated warning was given, ns since the epoch
+	gaveUp atomic.Bool // on complete metadata: working without
 }
 
 // totals count events of a class since the start.
@@ -120,8 +120,8 @@ func newServer(cfg Config, rt *service.Runtime) (*server, error) {
 		return nil, err
 	}
 	s := &server{
-		cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), runID: newRunID(), waited: waited,
-		lanes: map[string][]taken{}, subjects: map[string]*subject{}, totals: map[schemas.Class]*totals{},
+		cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), runID: bus.NewRunID(), waited: waited,
+		lanes: map[string][]taken{}, subjects: map[string]*subject{}, warned: map[string]time.Time{}, totals: map[schemas.Class]*totals{},
 		enrichers: make(chan *Enricher, runtime.GOMAXPROCS(0)),
 	}
 	s.health = health.New(schemas.ServiceEnricher, cfg.Cluster, "", s.runID, rt.Log, rt.Metrics)
@@ -202,11 +202,16 @@ func (s *server) requestFailed(status string, err error) {
 	}
 }
 
-// warn logs at most one warning in ten seconds, of all kinds together: a cause
+// warn logs a warning, the same message at most once in ten seconds: a cause
 // that lasts would give one per batch.
 func (s *server) warn(msg string, args ...any) {
-	now, last := time.Now().UnixNano(), s.warned.Load()
-	if now-last > int64(10*time.Second) && s.warned.CompareAndSwap(last, now) {
+	s.mu.Lock()
+	again := time.Since(s.warned[msg]) < 10*time.Second
+	if !again {
+		s.warned[msg] = time.Now()
+	}
+	s.mu.Unlock()
+	if !again {
 		s.rt.Log.Warn(msg, args...)
 	}
 }

@@ -2,8 +2,6 @@ package enricher
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,12 +30,6 @@ type subject struct {
 	run  string // of this process; renewed where the count became uncertain
 	next uint64 // number of the next batch
 	rows uint64 // acknowledged in this run
-}
-
-func newRunID() string {
-	var b [16]byte
-	rand.Read(b[:]) // never fails (crypto/rand)
-	return hex.EncodeToString(b[:])
 }
 
 func (s *server) subject(name string) *subject {
@@ -119,7 +111,7 @@ func (s *server) publish(work context.Context, t *subject, id string, o source, 
 		case err == nil && unsure:
 			// It may be an attempt of ours that is there, counted in its
 			// headers, or one of an earlier process: start counting anew.
-			t.run, t.next, t.rows = newRunID(), 1, 0
+			t.run, t.next, t.rows = bus.NewRunID(), 1, 0
 			return true, nil
 		case err == nil && !o.replayed && !strings.HasPrefix(id, "raw-"):
 			s.metrics.duplicateIDs.Inc()

@@ -4,8 +4,6 @@ package sink
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"time"
 
@@ -59,9 +57,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamRaw); err != nil {
 		return err
 	}
-	var run [16]byte
-	rand.Read(run[:]) // never fails (crypto/rand)
-	reporter := health.New(schemas.ServiceSink, cfg.Cluster, "", hex.EncodeToString(run[:]), rt.Log, rt.Metrics)
+	reporter := health.New(schemas.ServiceSink, cfg.Cluster, "", bus.NewRunID(), rt.Log, rt.Metrics)
 
 	// The reporter outlives the writer: it reports what is stored at the end.
 	reports, stop := context.WithCancel(context.WithoutCancel(ctx))

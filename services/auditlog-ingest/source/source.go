@@ -76,7 +76,7 @@ func ValidName(key, name string) error {
 	}
 	for _, c := range name {
 		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("-_.", c) {
-			return fmt.Errorf("%s is %q: use letters, digits, - _ and .", key, name)
+			return fmt.Errorf("%s is %q: use letters, digits and any of - _ . in it", key, name)
 		}
 	}
 	return nil
