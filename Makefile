@@ -8,6 +8,7 @@ GOBUILD   := CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath
 COMMANDS  := $(notdir $(wildcard cmd/*))
 CLANG     ?= clang-19
 FUZZTIME  ?= 10s
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 
 ##@ Start here
 
@@ -31,7 +32,7 @@ test: deps deps-test build lint check-generated ## Everything CI runs: build, li
 .PHONY: build
 build: ## Build all commands into bin/
 	@mkdir -p bin
-	$(GOBUILD) -o bin/ ./cmd/...
+	$(GOBUILD) -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/...
 
 .PHONY: deps
 deps: ## Install what building and running need: Go modules, the ClickHouse library

@@ -20,6 +20,9 @@ import (
 	"picket/schemas"
 )
 
+// version is set by the Makefile.
+var version = "development"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -36,8 +39,9 @@ func main() {
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "picket",
-		Short: "Runtime threat detection for Kubernetes that you run and read yourself",
+		Use:     "picket",
+		Version: version,
+		Short:   "Runtime threat detection for Kubernetes that you run and read yourself",
 		// Errors are printed once, by main; usage only when asked for.
 		SilenceErrors: true, SilenceUsage: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},

@@ -20,8 +20,10 @@ import (
 	"picket/services/enricher"
 )
 
-// maxReplayFile bounds a file that is replayed, bytes: it is read as a whole.
-const maxReplayFile = 2 << 30
+const (
+	maxReplayFile   = 2 << 30 // bytes: a file is read as a whole
+	maxRefusedShown = 10      // of a file
+)
 
 func newReplay() *cobra.Command {
 	var (
@@ -75,7 +77,9 @@ type replay struct {
 	join *enricher.Enricher
 	out  *json.Encoder
 
-	events, alerts, refused int
+	events, alerts int
+	refused        int                       // records of the present file
+	refuse         func(line int, err error) // counts and tells of one
 }
 
 func (r *replay) file(name string, read func([]byte) error, errOut io.Writer) error {
@@ -95,12 +99,16 @@ func (r *replay) file(name string, read func([]byte) error, errOut io.Writer) er
 	if len(data) > maxReplayFile {
 		return fmt.Errorf("larger than %d bytes", maxReplayFile)
 	}
-	r.refused = 0
+	r.refused, r.refuse = 0, func(line int, err error) {
+		if r.refused++; r.refused <= maxRefusedShown {
+			fmt.Fprintf(errOut, "%s:%d: refused: %v\n", name, line, err)
+		}
+	}
 	if err := read(data); err != nil {
 		return err
 	}
-	if r.refused > 0 {
-		fmt.Fprintf(errOut, "%s: %d records refused\n", name, r.refused)
+	if r.refused > maxRefusedShown {
+		fmt.Fprintf(errOut, "%s: %d more records refused\n", name, r.refused-maxRefusedShown)
 	}
 	return nil
 }
@@ -118,12 +126,14 @@ func (r *replay) kubeAudit(data []byte) error {
 		b.Reset()
 		return err
 	}
+	number := 0
 	for line := range bytes.Lines(data) {
+		number++
 		if line = bytes.TrimSpace(line); len(line) == 0 {
 			continue
 		}
 		if err := n.Append(b, line); err != nil {
-			r.refused++
+			r.refuse(number, err)
 			continue
 		}
 		if b.Full() {
