@@ -53,4 +53,3 @@ func ready(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 }
-

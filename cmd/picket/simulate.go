@@ -16,13 +16,13 @@ func newSimulate() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			out := cmd.OutOrStdout()
 			if list {
-				t := newTable(out, "NAME", "TECHNIQUE", "ROOT", "WHAT IT DOES")
+				t := newTable(out, "NAME", "TECHNIQUE", "ROOT", "RULE IT MAKES FIRE", "WHAT IT DOES")
 				for _, b := range simulate.All() {
 					root := ""
 					if b.Root {
 						root = "yes"
 					}
-					t.row(b.Name, b.Technique, root, b.What)
+					t.row(b.Name, b.Technique, root, b.Rule, b.What)
 				}
 				return t.flush()
 			}

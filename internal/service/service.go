@@ -14,6 +14,7 @@ import (
 	"net/http/pprof"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -85,7 +86,8 @@ type Runtime struct {
 }
 
 // Start opens the log and the admin port, and connects to NATS. The caller
-// owns the Runtime and must Close it.
+// owns the Runtime, must Close it, and calls Started when it does its work;
+// until then the service is not ready.
 func Start(name string, n bus.Config, l LogConfig, a AdminConfig) (*Runtime, error) {
 	rt := &Runtime{Name: name, Metrics: prometheus.NewRegistry(), ready: map[string]func() error{}}
 	rt.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -94,6 +96,7 @@ func Start(name string, n bus.Config, l LogConfig, a AdminConfig) (*Runtime, err
 		return nil, err
 	}
 	rt.Log = rt.Log.With("service", name)
+	rt.SetReady(name, func() error { return errors.New("starting") })
 	if err := rt.serveAdmin(a); err != nil {
 		rt.Close()
 		return nil, err
@@ -122,6 +125,14 @@ func (rt *Runtime) Close() {
 	if rt.logFile != nil {
 		rt.logFile.Close()
 	}
+}
+
+// Started says that the service does its work from now on: what is left of
+// /readyz are the conditions of SetReady.
+func (rt *Runtime) Started() {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	delete(rt.ready, rt.Name)
 }
 
 // Verify waits for NATS and the named streams (see bus.Verify); until then
@@ -164,6 +175,7 @@ func (rt *Runtime) serveAdmin(a AdminConfig) error {
 			}
 		}
 		if len(bad) > 0 {
+			slices.Sort(bad)
 			http.Error(w, strings.Join(bad, "\n"), http.StatusServiceUnavailable)
 			return
 		}

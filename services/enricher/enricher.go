@@ -14,7 +14,6 @@ package enricher
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime"
 	"strings"
 	"sync"
@@ -156,13 +155,11 @@ func (s *server) consume(ctx, work context.Context, stopWork context.CancelFunc)
 	if s.watcher != nil {
 		s.awaitMetadata(ctx)
 	}
+	s.rt.Started()
 	s.rt.Log.Info("enriching", "cluster", s.cfg.Cluster, "run", s.runID, "kubernetes", s.watcher != nil)
 	err := s.rt.Bus.Consume(ctx, schemas.StreamRaw, schemas.DurableEnricher, stopGrace, func(m *bus.Message) { s.take(work, m) })
 	stopWork()
 	s.wg.Wait()
-	if err == nil && ctx.Err() == nil {
-		err = fmt.Errorf("nats connection closed for good: %w", s.rt.Bus.Ready())
-	}
 	return err
 }
 

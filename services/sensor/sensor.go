@@ -65,7 +65,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return errors.Join(err, box.Close())
 	}
-	rt.SetReady("kernel", func() error { return nil })
+	rt.Started() // the programs are attached
 
 	// The lanes stop first, then the last figures are spooled, then the
 	// outbox empties itself as far as NATS takes it.

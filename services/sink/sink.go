@@ -57,6 +57,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamRaw); err != nil {
 		return err
 	}
+	rt.Started()
 	reporter := health.New(schemas.ServiceSink, cfg.Cluster, "", bus.NewRunID(), rt.Log, rt.Metrics)
 
 	// The reporter outlives the writer: it reports what is stored at the end.
