@@ -411,7 +411,7 @@ func ledger(cmd *cobra.Command, s store.Config) (map[string]accounts, error) {
 	var errs []error
 	errs = append(errs,
 		number(counter("sensor", "kernel_seen"), func(a *accounts, n int) { a.seen = n }),
-		number(counter("sensor", "kernel_submitted"), func(a *accounts, n int) { a.published = n }),
+		number(counter("sensor", "published"), func(a *accounts, n int) { a.published = n }),
 		number(counter("auditlog-ingest", "accepted"), func(a *accounts, n int) { a.published += n }),
 		number(counter("enricher", "enriched"), func(a *accounts, n int) { a.enriched = n }),
 		// What an earlier demo that crashed had lost is not this run's.

@@ -37,6 +37,7 @@ type Reporter struct {
 	flushing sync.Mutex // guards what follows
 	reported map[key]uint64
 	pending  []batch.Encoded // the last report, until put has taken it
+	put      Put             // with which that was made
 	seq      uint64
 }
 
@@ -72,10 +73,12 @@ func (r *Reporter) Lost(class, reason string, n uint64) {
 }
 
 // Count sets the running total of a counter of the service, such as the events
-// it has seen.
+// it has seen. A total below the one before is passed over: of goroutines that
+// count at once the older can come last.
 func (r *Reporter) Count(class, name string, total uint64) {
+	k := key{"counters", class, name}
 	r.mu.Lock()
-	r.now[key{"counters", class, name}] = total
+	r.now[k] = max(r.now[k], total)
 	r.mu.Unlock()
 }
 
@@ -99,22 +102,23 @@ func (r *Reporter) Run(ctx context.Context, put Put) error {
 }
 
 // Flush publishes what changed since the last report. A report that put has
-// refused is offered again as it was, so that one whose acknowledgement was
-// lost counts once.
+// refused is offered again as it was, to the same put, so that one whose
+// acknowledgement was lost counts once.
 func (r *Reporter) Flush(put Put) {
 	r.flushing.Lock()
 	defer r.flushing.Unlock()
-	if r.offer(put) {
+	if r.offer() {
 		r.report()
-		r.offer(put)
+		r.put = put
+		r.offer()
 	}
 }
 
 // offer hands the pending report on and says whether nothing is left of it.
-func (r *Reporter) offer(put Put) bool {
+func (r *Reporter) offer() bool {
 	for len(r.pending) > 0 {
 		e := r.pending[0]
-		if err := put(schemas.RawSubject(r.cluster, r.node, schemas.Health), e.Data, e.Batch.Rows()); err != nil {
+		if err := r.put(schemas.RawSubject(r.cluster, r.node, schemas.Health), e.Data, e.Batch.Rows()); err != nil {
 			r.log.Warn("health report not published, repeating it", "error", err)
 			return false
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -77,6 +78,8 @@ func DefaultConfig() Config {
 	}
 }
 
+var instanceName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
 // Validate checks the configuration; messages name the YAML key.
 func (c Config) Validate() error {
 	errs := []error{c.NATS.Validate(), c.Log.Validate(), c.Admin.Validate()}
@@ -103,6 +106,18 @@ func (c Config) Validate() error {
 	}
 	if !filepath.IsAbs(c.Kernel.BPFFS) {
 		bad("kernel.bpffs is %q: use an absolute path", c.Kernel.BPFFS)
+	}
+	// Package bpf checks these too, but it does not know the keys.
+	if !instanceName.MatchString(c.Kernel.Instance) {
+		bad("kernel.instance is %q: use 1 to 64 letters, digits, '-' and '_'", c.Kernel.Instance)
+	}
+	for _, r := range []struct {
+		key  string
+		size int
+	}{{"process", c.Kernel.ProcessRing}, {"file", c.Kernel.FileRing}, {"network", c.Kernel.NetworkRing}} {
+		if r.size < 4096 || r.size > 1<<30 || r.size&(r.size-1) != 0 {
+			bad("kernel.%s_ring_bytes is %d: use a power of two from 4096 to %d", r.key, r.size, 1<<30)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -160,6 +160,7 @@ func (l *lane) flush() error {
 		if err != nil {
 			return err
 		}
+		l.s.spooled[l.r.Class()].Add(uint64(e.Batch.Rows()))
 	}
 	l.b.Reset()
 	return nil

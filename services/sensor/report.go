@@ -16,7 +16,7 @@ import (
 
 // Names of the kernel's running totals, as counters of class health. They
 // begin when the programs are loaded and go on over restarts of the sensor:
-// seen = submitted + lost to full rings.
+// seen = submitted + lost to full rings. Published begins with each run.
 const (
 	counterSeen      = "kernel_seen"
 	counterSubmitted = "kernel_submitted"
@@ -24,6 +24,7 @@ const (
 	counterThreads   = "kernel_threads"
 	counterMissed    = "kernel_missed"
 	counterErrors    = "kernel_errors_" // + kind
+	counterPublished = "published"
 )
 
 type metrics struct {
@@ -93,6 +94,7 @@ func (s *sensor) account() {
 		}
 		count(counterSeen, t.Seen)
 		count(counterSubmitted, t.Submitted)
+		s.health.Count(class, counterPublished, s.spooled[i].Load())
 		count(counterFiltered, t.Filtered)
 		for k, n := range t.Errors {
 			if n > 0 {

@@ -121,6 +121,9 @@ type sensor struct {
 	// late counts, per class and CPU, events that the previous run had
 	// spooled without noting it in the ledger.
 	late [bpf.NumClasses][]uint64
+	// spooled counts, per class, the events that this run's outbox has taken:
+	// they will be published.
+	spooled [bpf.NumClasses]atomic.Uint64
 	// ringFull has, per class, what was reported as lost by a full ring since
 	// the programs were loaded, by this run and those before it.
 	ringFull [bpf.NumClasses]uint64
