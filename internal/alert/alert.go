@@ -3,12 +3,17 @@
 package alert
 
 import (
+	"encoding/json"
+	"fmt"
 	"path"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"picket/internal/batch"
+	"picket/internal/fault"
 	"picket/internal/rules"
 	"picket/schemas"
 )
@@ -127,9 +132,74 @@ func auditParts(f *schemas.Finding, b *batch.Batch, row int) {
 	}
 }
 
+// maxToken bounds the namespace and the rule's name in a subject. Whoever may
+// call the API server chooses the namespace of an audit event, and a NATS
+// server ends the connection that sends it a line of more than 4 KiB.
+const maxToken = 256
+
 // Subject returns where the finding is published.
 func Subject(f *schemas.Finding) string {
-	return schemas.AlertSubject(f.Unmapped.Cluster, f.SeverityID, f.Unmapped.Namespace, f.Unmapped.Rule)
+	return schemas.AlertSubject(f.Unmapped.Cluster, f.SeverityID, cut(f.Unmapped.Namespace, maxToken), cut(f.Unmapped.Rule, maxToken))
+}
+
+// MaxBytes bounds an encoded finding. An event may have texts of hundreds of
+// kilobytes, and a finding repeats them; NATS' default max_payload is 1 MiB.
+const MaxBytes = 512 << 10
+
+// Encode returns the finding as JSON of at most MaxBytes. In one that is larger
+// it cuts the longest texts: an alert with a cut text is one, while an alert
+// that cannot be published is none. The event itself is stored whole. An error
+// is permanent (reason "oversized"): the rule's own words are too long.
+func Encode(f *schemas.Finding) ([]byte, error) {
+	data, err := json.Marshal(f)
+	for limit := MaxBytes / 8; err == nil && len(data) > MaxBytes; limit /= 2 {
+		if limit < maxToken {
+			return nil, fault.Permanent(schemas.LossOversized, fmt.Errorf("finding of %d bytes with its texts cut; at most %d can be published", len(data), MaxBytes))
+		}
+		shorten(reflect.ValueOf(f), limit)
+		data, err = json.Marshal(f)
+	}
+	return data, err
+}
+
+// shorten cuts every text in v that is longer than limit.
+func shorten(v reflect.Value, limit int) {
+	switch v.Kind() {
+	case reflect.Pointer:
+		if !v.IsNil() {
+			shorten(v.Elem(), limit)
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			shorten(v.Field(i), limit)
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			shorten(v.Index(i), limit)
+		}
+	case reflect.Map:
+		for k, e := range v.Seq2() {
+			if e.Kind() == reflect.Interface {
+				e = e.Elem()
+			}
+			if e.Kind() == reflect.String {
+				v.SetMapIndex(k, reflect.ValueOf(cut(e.String(), limit)))
+			}
+		}
+	case reflect.String:
+		if v.CanSet() { // not so inside time.Time, which has a name of a zone
+			v.SetString(cut(v.String(), limit))
+		}
+	}
+}
+
+// cut returns the first limit bytes of s, whole characters only, with an
+// ellipsis where something is missing.
+func cut(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:limit-len("…")], "") + "…"
 }
 
 // MessageID returns the Nats-Msg-Id of the finding: one per revision.
@@ -137,15 +207,21 @@ func MessageID(f *schemas.Finding) string {
 	return f.FindingInfo.UID + "-" + strconv.FormatUint(uint64(f.Metadata.Sequence), 10)
 }
 
-// Line is a finding in one line for people.
+// Line is a finding in one line for people. What an attacker put into names and
+// arguments must not start a line of its own or steer the terminal: characters
+// that do not print are escaped.
 func Line(f *schemas.Finding) string {
 	var b strings.Builder
 	b.WriteString(f.Unmapped.Time.Local().Format("15:04:05.000"))
 	b.WriteString("  ")
 	b.WriteString(strings.ToUpper(f.SeverityID.String()))
 	b.WriteString(strings.Repeat(" ", max(1, 15-len(f.SeverityID.String()))))
-	b.WriteString(f.Unmapped.Rule)
-	b.WriteString("  ")
-	b.WriteString(f.Message)
+	for _, r := range f.Unmapped.Rule + "  " + f.Message {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
 	return b.String()
 }

@@ -194,8 +194,9 @@ func (c *consumption) keepAlive(ctx context.Context) {
 // permanent error (package fault) puts it on the dead-letter stream and takes
 // it off its own; if the dead letter cannot be stored the message comes again.
 // Any other error has it delivered again after a delay that grows with the
-// number of deliveries, to at most 30 seconds.
-func (m *Message) Done(err error) {
+// number of deliveries, to at most 30 seconds. buried says that a dead letter
+// is stored: only then is the message lost, and to be counted.
+func (m *Message) Done(err error) (buried bool) {
 	c := m.c
 	c.mu.Lock()
 	delete(c.open, m)
@@ -207,7 +208,7 @@ func (m *Message) Done(err error) {
 	case err == nil:
 		err = m.Ack()
 	case fault.IsPermanent(err):
-		err = m.bury(err)
+		buried, err = m.bury(err)
 	default:
 		delay := min(time.Duration(m.Deliveries)*time.Second, 30*time.Second)
 		c.bus.log.Warn("message failed, trying again", "stream", m.Stream, "sequence", m.Sequence, "deliveries", m.Deliveries, "delay", delay, "error", err)
@@ -216,16 +217,17 @@ func (m *Message) Done(err error) {
 	if err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
 		c.bus.log.Warn("message not settled, it will come again", "stream", m.Stream, "sequence", m.Sequence, "error", err)
 	}
+	return buried
 }
 
 // bury dead-letters the message, then takes it off its stream.
-func (m *Message) bury(cause error) error {
+func (m *Message) bury(cause error) (buried bool, err error) {
 	b := m.c.bus
 	b.log.Error("message set aside on the dead-letter stream", "subject", m.Subject(), "stream", m.Stream, "sequence", m.Sequence, "reason", fault.Reason(cause), "error", cause)
 	if err := b.DeadLetter(context.Background(), m.Data(), DeadLetter{Subject: m.Subject(), Stream: m.Stream, Sequence: m.Sequence, Cause: cause}); err != nil {
-		return errors.Join(err, m.NakWithDelay(5*time.Second))
+		return false, errors.Join(err, m.NakWithDelay(5*time.Second))
 	}
-	return m.TermWithReason(fault.Reason(cause))
+	return true, m.TermWithReason(fault.Reason(cause))
 }
 
 // DeadLetter says where unprocessable data came from and why it is set aside.

@@ -57,9 +57,9 @@ func All() []Behaviour {
 		{"network-scan", "starts a program named like a network scanner", "T1046", "Network scanner run", false, fakeTool("nmap", "-sS", "127.0.0.0/30")},
 		{"clear-history", "empties a shell's history file", "T1070.003", "Shell history cleared", false, clearHistory},
 		{"authorized-keys", "adds a key to an authorized_keys file", "T1098.004", "SSH authorized keys changed", false, authorizedKeys},
-		{"setuid", "sets the setuid bit on a copy of a shell", "T1548.001", "Setuid bit set", false, setuid},
+		{"setuid", "sets the setuid bit on a program of its own", "T1548.001", "Setuid bit set", false, setuid},
 		{"read-shadow", "cat reads /etc/shadow", "T1003.008", "Password hashes read", true, command("cat", "/etc/shadow")},
-		{"cron", "writes a job into /etc/cron.d (commented out)", "T1053.003", "Scheduled task written", true, cron},
+		{"cron", "writes a job into /etc/cron.d (commented out)", "T1053.003", "Scheduled task written", true, cron("/etc/cron.d/picket-simulation")},
 		{"preload", "opens /etc/ld.so.preload for writing and leaves it as it is", "T1574.006", "Dynamic linker preload written", true, touchOpen("/etc/ld.so.preload")},
 		{"core-pattern", "opens /proc/sys/kernel/core_pattern for writing and leaves it as it is", "T1611", "Kernel interface written for an escape", true, touchOpen("/proc/sys/kernel/core_pattern")},
 		{"binary-directory", "writes a file into /usr/local/bin", "T1554", "Program folder written", true, binaryDirectory},
@@ -113,8 +113,12 @@ func one(ctx context.Context, b Behaviour, self string) (err error) {
 
 // run runs a command without its output.
 func run(ctx context.Context, name string, args ...string) error {
-	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
+	return quiet(exec.CommandContext(ctx, name, args...))
+}
+
+func quiet(cmd *exec.Cmd) error {
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", cmd.Args[0], err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }
@@ -181,7 +185,7 @@ func copiedExec(where, name string) func(context.Context, *env) error {
 	}
 }
 
-func reverseShell(ctx context.Context, _ *env) error {
+func reverseShell(ctx context.Context, e *env) error {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -201,7 +205,10 @@ func reverseShell(ctx context.Context, _ *env) error {
 	if err != nil {
 		return err
 	}
-	if err := run(ctx, "/bin/bash", "-c", "bash -i >& /dev/tcp/127.0.0.1/"+port+" 0>&1"); err != nil {
+	cmd := exec.CommandContext(ctx, "/bin/bash", "-c", "bash -i >& /dev/tcp/127.0.0.1/"+port+" 0>&1")
+	// An interactive shell runs the user's .bashrc and writes to the history.
+	cmd.Env = append(os.Environ(), "HOME="+e.dir, "HISTFILE=")
+	if err := quiet(cmd); err != nil {
 		return err
 	}
 	return <-done
@@ -291,13 +298,19 @@ func setuid(ctx context.Context, e *env) error {
 	return run(ctx, "chmod", "u+s", path)
 }
 
-func cron(ctx context.Context, _ *env) (err error) {
-	path := "/etc/cron.d/picket-simulation"
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
+// cron writes a job, and the folder where there is no cron.
+func cron(path string) func(context.Context, *env) error {
+	return func(ctx context.Context, _ *env) (err error) {
+		dir := filepath.Dir(path)
+		switch e := os.Mkdir(dir, 0o755); {
+		case e == nil:
+			defer func() { err = errors.Join(err, os.Remove(dir)) }()
+		case !errors.Is(e, os.ErrExist):
+			return e
+		}
+		defer func() { err = errors.Join(err, os.Remove(path)) }()
+		return run(ctx, "/bin/sh", "-c", `echo "# simulated by picket" > "$0"`, path)
 	}
-	defer func() { err = errors.Join(err, os.Remove(path)) }()
-	return run(ctx, "/bin/sh", "-c", `echo "# simulated by picket" > "$0"`, path)
 }
 
 // touchOpen opens a file for appending, and appends nothing.

@@ -106,6 +106,7 @@ func unbase64(t *testing.T, s string) string {
 // Every field of every class, set, not set in some rows, not in the batch at
 // all: what the table holds is what the batch held.
 func TestValues(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.start(nil)
 	const rows = 30

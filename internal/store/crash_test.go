@@ -25,6 +25,7 @@ import (
 // A writer dies at any point of an insert: the next one leaves every row
 // exactly once. The points are those of docs/storage.md.
 func TestWriterKilled(t *testing.T) {
+	t.Parallel()
 	const messages, rows = 12, 20
 	for _, c := range []struct {
 		step    string
@@ -40,6 +41,7 @@ func TestWriterKilled(t *testing.T) {
 		{"cleaning", 0, true},
 	} {
 		t.Run(fmt.Sprintf("%s-%d", c.step, c.after), func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			w.impatient(schemas.DurableSink, time.Second)
 			for range messages {
@@ -133,8 +135,10 @@ var errSpoiled = errors.New("spoiled")
 
 // The answer to an insert is lost, before or after ClickHouse carried it out.
 func TestAnswerLost(t *testing.T) {
+	t.Parallel()
 	for _, done := range []bool{false, true} {
 		t.Run(fmt.Sprintf("done=%v", done), func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			p := newProxy(t, w.ch.URL)
 			var n atomic.Int32
@@ -167,6 +171,7 @@ func TestAnswerLost(t *testing.T) {
 // is killed in between, it drops the repeated insert in silence. (Another
 // insert under the token stands for the kill, which cannot be aimed that well.)
 func TestTokenKnownRowsMissing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	p := newProxy(t, w.ch.URL)
 	var tokens []string
@@ -210,6 +215,7 @@ func foreignRow() io.Reader {
 // ClickHouse is killed over and over while rows come in, and starts again on
 // the same data.
 func TestClickHouseKilled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := w.start(func(w *Writer) { w.o.Insert.FlushInterval = 20 * time.Millisecond })
 	address := strings.TrimPrefix(w.ch.URL, "http://")
@@ -249,6 +255,7 @@ func TestClickHouseKilled(t *testing.T) {
 // ClickHouse does not answer for a while: messages wait, readiness says so,
 // and afterwards everything is stored.
 func TestClickHouseAway(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.impatient(schemas.DurableSink, time.Second) // the wait spans redeliveries
 	address := strings.TrimPrefix(w.ch.URL, "http://")
@@ -284,8 +291,10 @@ func TestClickHouseAway(t *testing.T) {
 // than its messages are its own; the other takes them over; then the first
 // goes on from where it stood.
 func TestWriterStalled(t *testing.T) {
+	t.Parallel()
 	for _, step := range []string{"decoding", "planning", "planned", "inserting", "inserted"} {
 		t.Run(step, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			w.impatient(schemas.DurableSink, 500*time.Millisecond)
 			stalled, release := make(chan struct{}), make(chan struct{})
@@ -327,21 +336,28 @@ func TestWriterStalled(t *testing.T) {
 
 // Several writers at once, and one of them is killed now and then.
 func TestSeveralWriters(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.impatient(schemas.DurableSink, time.Second)
 	stay := []*running{w.start(nil), w.start(nil)}
-	const messages = 400
-	published := make(chan struct{})
-	go func() {
+	killed, published := make(chan struct{}), make(chan struct{})
+	messages := 0
+	go func() { // as long as writers are killed, so that each has work
 		defer close(published)
-		for i := range messages {
-			w.publish(message{class: schemas.Classes()[i%3], rows: 6})
-			time.Sleep(5 * time.Millisecond)
+		for {
+			select {
+			case <-killed:
+				return
+			case <-time.After(10 * time.Millisecond):
+				w.publish(message{class: schemas.Classes()[messages%3], rows: 6})
+				messages++
+			}
 		}
 	}()
 	for i, step := range []string{"planned", "inserted", "acknowledged", "planning", "inserting", "cleaning"} {
 		_ = w.child(step, i).Wait() // killed; checked by TestWriterKilled
 	}
+	close(killed)
 	<-published
 	w.settled(40 * time.Second)
 	for i := range 3 {
@@ -355,6 +371,7 @@ func TestSeveralWriters(t *testing.T) {
 // NATS goes away in the middle of inserts and comes back: acknowledgements
 // are lost, the record cannot be written for a while.
 func TestRecordUnreachable(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.impatient(schemas.DurableSink, time.Second)
 	var cut atomic.Int32

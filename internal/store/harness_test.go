@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
@@ -30,6 +32,10 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv("STORE_TEST_NATS") != "" {
 		os.Exit(childWriter())
+	}
+	// Tests wait more than they compute. -parallel still has the last word.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -228,14 +234,28 @@ func eventually(t testing.TB, what string, d time.Duration, ok func() bool) {
 // settled waits until the durable has nothing left.
 func (w *world) settled(d time.Duration) {
 	w.t.Helper()
-	eventually(w.t, "every message is acknowledged", d, func() bool {
-		c, err := w.all.JS.Consumer(context.Background(), schemas.StreamEvents, schemas.DurableSink)
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		i := c.CachedInfo()
-		return i.NumPending == 0 && i.NumAckPending == 0
-	})
+	eventually(w.t, "every message is acknowledged", d, func() bool { return w.idle(schemas.StreamEvents, schemas.DurableSink) })
+}
+
+// idle reports whether a durable has nothing left. NumPending alone does not
+// tell: the server counts a message there some time after it took it.
+func (w *world) idle(stream, durable string) bool {
+	w.t.Helper()
+	s, err := w.all.JS.Stream(context.Background(), stream)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	i := w.consumer(stream, durable)
+	return i.Delivered.Stream >= s.CachedInfo().State.LastSeq && i.NumPending == 0 && i.NumAckPending == 0
+}
+
+func (w *world) consumer(stream, durable string) *jetstream.ConsumerInfo {
+	w.t.Helper()
+	c, err := w.all.JS.Consumer(context.Background(), stream, durable)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c.CachedInfo()
 }
 
 // want checks how many rows a table has, and that none stands twice.
@@ -269,11 +289,7 @@ func (w *world) impatient(durable string, d time.Duration) {
 	if durable == schemas.DurableAlertsWriter {
 		stream = schemas.StreamAlerts
 	}
-	c, err := w.all.JS.Consumer(context.Background(), stream, durable)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	cfg := c.CachedInfo().Config
+	cfg := w.consumer(stream, durable).Config
 	cfg.AckWait = d
 	if _, err := w.all.JS.UpdateConsumer(context.Background(), stream, cfg); err != nil {
 		w.t.Fatal(err)

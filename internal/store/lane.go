@@ -270,8 +270,8 @@ func (l *lane) flush(ctx context.Context, group []*item) error {
 // rest is what is left for a further insert.
 func (l *lane) plan(ctx context.Context, group []*item) (p plan, planned, rest []*item, err error) {
 	// What this call has tried to record; an attempt that failed may have been
-	// recorded after all.
-	tried := map[string]bool{}
+	// recorded after all. The value is the loss that it took out of the ledger.
+	tried := map[string]map[string]uint64{}
 	var retry backoff
 	again := func(what string, err error) error { return retry.wait(ctx, l, what, err) }
 	for fresh := false; ; {
@@ -283,7 +283,8 @@ func (l *lane) plan(ctx context.Context, group []*item) (p plan, planned, rest [
 			continue
 		}
 		for _, p := range led.Plans {
-			if tried[p.Token] {
+			if lost, ok := tried[p.Token]; ok {
+				l.report(lost)
 				planned, rest := divide(group, p.Messages)
 				return p, planned, rest, nil
 			}
@@ -316,7 +317,7 @@ func (l *lane) plan(ctx context.Context, group []*item) (p plan, planned, rest [
 		}
 		p := l.record(&led, planned, stored, dead)
 		lost := l.count(ctx, &led)
-		tried[p.Token] = true
+		tried[p.Token] = lost
 		l.w.at("planning")
 		if err := l.book.write(ctx, led); err != nil {
 			if !errors.Is(err, errConflict) {
@@ -331,9 +332,7 @@ func (l *lane) plan(ctx context.Context, group []*item) (p plan, planned, rest [
 			continue
 		}
 		clear(l.done)
-		for class, n := range lost {
-			l.w.o.Health.Lost(class, schemas.LossStreamLimit, n)
-		}
+		l.report(lost)
 		l.later(waiting)
 		l.w.m.recognised.WithLabelValues(l.table.Name).Add(float64(len(stored)))
 		for _, it := range stored {
@@ -410,6 +409,11 @@ func (l *lane) clean(ctx context.Context) {
 		return
 	}
 	clear(l.done)
+	l.report(lost)
+}
+
+// report tells health what the stream has dropped.
+func (l *lane) report(lost map[string]uint64) {
 	for class, n := range lost {
 		l.w.o.Health.Lost(class, schemas.LossStreamLimit, n)
 	}
@@ -427,9 +431,8 @@ func (l *lane) adopt(led *ledger) {
 	led.Consumer = l.w.created
 }
 
-// judge tells the messages that nobody else can have inserted from those that
-// somebody may have.
-// dead are those that cannot be read.
+// judge tells the messages that nobody else can have inserted (sure) from those
+// that somebody may have (doubtful); dead are those that cannot be read.
 func (l *lane) judge(led ledger, group []*item) (sure, doubtful, dead []*item) {
 	link := l.w.bus.NC.Stats().Reconnects
 	l.mu.Lock()
@@ -745,8 +748,12 @@ func (l *lane) split(ctx context.Context, p plan, items []*item, cause error) er
 	l.mu.Lock()
 	left = slices.DeleteFunc(left, func(it *item) bool { return l.items[it.msg.Sequence] != it }) // whoever has them deals with them
 	l.mu.Unlock()
-	if len(left) == 1 {
-		l.settle(left[0], fault.Permanent("insert", fmt.Errorf("table %s: %w", l.table.Name, cause)))
+	// Only a message that was refused alone is known to be the cause: one that
+	// is left of several may have been refused for another writer's.
+	if len(items) == 1 {
+		for _, it := range left {
+			l.settle(it, fault.Permanent("insert", fmt.Errorf("table %s: %w", l.table.Name, cause)))
+		}
 		return nil
 	}
 	if err := l.flush(ctx, left[:len(left)/2]); err != nil {

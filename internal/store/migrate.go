@@ -47,9 +47,10 @@ func migration(version int64, statements []string) *goose.Migration {
 }
 
 // Migrate creates the database and its tables, or brings existing ones to what
-// this version needs. It may be repeated, also after it was interrupted. A
-// column whose type differs from the registry's is an error that names it:
-// types never change, so somebody else made it.
+// this version needs. It may be repeated, also after it was interrupted. What a
+// newer version has migrated it leaves alone and says so. A column whose type
+// differs from the registry's is an error that names it: types never change,
+// so somebody else made it.
 func (db *DB) Migrate(ctx context.Context) error {
 	if err := db.exec(ctx, "CREATE DATABASE IF NOT EXISTS "+schemas.Database); err != nil {
 		return fmt.Errorf("create database %s: %w", schemas.Database, err)
@@ -65,6 +66,13 @@ func (db *DB) Migrate(ctx context.Context) error {
 		goose.WithTableName(versionTable), goose.WithGoMigrations(migrations()...), goose.WithDisableGlobalRegistry(true), goose.WithSlog(db.log))
 	if err != nil {
 		return fmt.Errorf("migrations: %w", err)
+	}
+	have, known, err := p.GetVersions(ctx)
+	if err != nil {
+		return fmt.Errorf("migrate ClickHouse at %s: %w", db.cfg.URL, explain(err))
+	}
+	if have > known {
+		return fmt.Errorf("ClickHouse at %s was migrated by a newer version of Picket (migration %d; this one knows %d): run the newer version's `picket migrate`", db.cfg.URL, have, known)
 	}
 	if _, err := p.Up(ctx); err != nil {
 		return fmt.Errorf("migrate ClickHouse at %s: %w", db.cfg.URL, explain(err))

@@ -13,10 +13,13 @@ import (
 	"testing"
 	"time"
 
+	"picket/internal/batch"
 	"picket/internal/clickhousebin/clickhousetest"
+	"picket/schemas"
 )
 
 func TestQuery(t *testing.T) {
+	t.Parallel()
 	db := open(t, clickhousetest.Start(t, "").URL)
 	if _, err := db.Query(t.Context(), "SELECT 1", "TSV"); err == nil || !strings.Contains(err.Error(), "picket migrate") {
 		t.Errorf("before the migration: %v", err)
@@ -69,8 +72,38 @@ func TestQuery(t *testing.T) {
 	}
 }
 
+// The statements of docs/storage.md, with events and an alert in the tables.
+func TestDocumentedSQL(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("../../docs/storage.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	events, alerts := w.start(nil), w.startOn(w.ch.URL, NewAlerts(), nil)
+	w.publish(message{class: schemas.Process, rows: 10, set: func(b *batch.Builder, row int) { b.Int64(schemas.TimeObserved, time.Now().UnixNano()) }})
+	w.alert(exampleFinding(1, 1), nil)
+	w.settled(20 * time.Second)
+	eventually(t, "the alert is stored", 20*time.Second, func() bool { return query(t, w.db, "SELECT count() FROM alerts") == "1" })
+	events.stop()
+	alerts.stop()
+	blocks := strings.Split(string(doc), "```sql\n")[1:]
+	if len(blocks) < 5 {
+		t.Fatalf("%d statements", len(blocks))
+	}
+	for _, b := range blocks {
+		sql, _, _ := strings.Cut(b, "```")
+		got := query(t, w.db, sql)
+		if (strings.Contains(sql, "system.parts") || strings.Contains(sql, "merge(")) && got == "" {
+			t.Errorf("no result of %s", sql)
+		}
+		t.Logf("%s\n%s", sql, got)
+	}
+}
+
 // A wrong address is a sentence that names the setting.
 func TestWrongAddress(t *testing.T) {
+	t.Parallel()
 	other := httptest.NewServer(http.NotFoundHandler())
 	defer other.Close()
 	hangs := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -96,6 +129,7 @@ func TestWrongAddress(t *testing.T) {
 
 // Wait does not wait for ever for tables that nobody makes.
 func TestWaitForTables(t *testing.T) {
+	t.Parallel()
 	db := open(t, clickhousetest.Start(t, "").URL)
 	start := time.Now()
 	err := db.Wait(t.Context(), 500*time.Millisecond)
@@ -174,6 +208,7 @@ func TestOptions(t *testing.T) {
 
 // TLS with an authority of one's own, user and password.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	s := clickhousetest.Start(t, "")
 	p := newProxy(t, s.URL)
 	handler := p.Config.Handler

@@ -221,8 +221,9 @@ func (w *Writer) bury(m *bus.Message, msg Message, err error) {
 	if table, n, err := w.o.Source.Route(msg); err == nil {
 		class, rows = w.lanes[table].table.Name, n
 	}
-	w.o.Health.Lost(class, schemas.LossDeadLetter, uint64(rows))
-	m.Done(fault.Permanent(fault.Reason(err), err))
+	if m.Done(fault.Permanent(fault.Reason(err), err)) {
+		w.o.Health.Lost(class, schemas.LossDeadLetter, uint64(rows))
+	}
 }
 
 // floor returns the stream sequence up to which every message is settled.

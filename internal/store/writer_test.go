@@ -16,6 +16,7 @@ import (
 )
 
 func TestEveryClass(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := w.start(nil)
 	eventually(t, "the writer pulls", 20*time.Second, func() bool { // what was there before it is looked up
@@ -71,6 +72,7 @@ func (w *world) deadLetters() []string {
 
 // What cannot be read is set aside once, and the rest goes on.
 func TestDeadLetters(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := w.start(nil)
 	good := w.encode(message{class: schemas.Process, rows: 7, id: "x"})
@@ -104,6 +106,7 @@ func TestDeadLetters(t *testing.T) {
 // Rows that ClickHouse refuses for what they are: the message that has them is
 // set aside, the messages it was to be inserted with are stored.
 func TestRefusedRows(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	if err := w.db.exec(t.Context(), "ALTER TABLE picket.process ADD CONSTRAINT odd CHECK process_tty != 666"); err != nil {
 		t.Fatal(err)
@@ -124,16 +127,53 @@ func TestRefusedRows(t *testing.T) {
 	}
 }
 
-// A table that lacks a column, or is of another making: nothing is set aside,
-// the log names the remedy, and after it the rows are stored.
+// A writer has only some of the messages of an insert that another was killed
+// at. ClickHouse refuses it for a message that the writer does not have: those
+// that it has are not set aside.
+func TestRefusedRowsOfAnother(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.impatient(schemas.DurableSink, time.Second)
+	if err := w.db.exec(t.Context(), "ALTER TABLE picket.process ADD CONSTRAINT odd CHECK process_tty != 666"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 6 {
+		w.publish(message{class: schemas.Process, rows: 10, set: func(b *batch.Builder, row int) {
+			if i == 4 && row == 3 {
+				b.Uint32(schemas.ProcessTTY, 666)
+			}
+		}})
+	}
+	_ = w.child("planned", 0).Wait() // killed
+	if l := w.ledgerOf("sink", "process"); len(l.Plans) != 1 || len(l.Plans[0].Messages) != 6 {
+		t.Fatalf("plans: %+v", l.Plans)
+	}
+	r := w.start(func(w *Writer) { w.o.Insert.MaxRows = 1 }) // one message at a time
+	w.settled(20 * time.Second)
+	w.want("process", 50)
+	if dead := w.deadLetters(); len(dead) != 1 {
+		t.Errorf("dead letters: %q", dead)
+	}
+	r.stop()
+}
+
+// A table that lacks a column, is of another making or has too many parts:
+// nothing is set aside, the log names the remedy, and after it the rows are
+// stored.
 func TestTablesNotReady(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ spoil, says, mend string }{
 		"column missing": {"ALTER TABLE picket.process DROP COLUMN process_tty", "picket migrate", ""},
 		"table missing":  {"DROP TABLE picket.process", "picket migrate", ""},
+		"too many parts": {"ALTER TABLE picket.process MODIFY SETTING parts_to_throw_insert = 1, parts_to_delay_insert = 0", "merging more slowly than it is written to", "ALTER TABLE picket.process RESET SETTING parts_to_throw_insert, parts_to_delay_insert"},
 		"other type":     {"ALTER TABLE picket.process DROP COLUMN process_tty, ADD COLUMN process_tty Array(String)", "process.process_tty is Array(String), not UInt32", "ALTER TABLE picket.process DROP COLUMN process_tty"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
+			if err := w.db.insert(t.Context(), "process", []string{"batch_id", "batch_date"}, foreignRow(), newToken()); err != nil {
+				t.Fatal(err) // a part
+			}
 			if err := w.db.exec(t.Context(), c.spoil); err != nil {
 				t.Fatal(err)
 			}
@@ -166,7 +206,9 @@ func TestTablesNotReady(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.settled(20 * time.Second)
-			w.want("process", 50)
+			if got := query(t, w.db, "SELECT count(), uniqExact(event_id) FROM process WHERE batch_id != 'foreign'"); got != "50\t50" {
+				t.Errorf("rows and ids: %s", got)
+			}
 			if dead := w.deadLetters(); len(dead) != 0 {
 				t.Errorf("dead letters: %q", dead)
 			}
@@ -181,6 +223,7 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 // The same batch published twice, beyond what JetStream remembers: the second
 // message says that it may be a repetition.
 func TestReplayed(t *testing.T) {
+	t.Parallel()
 	again := map[string]string{schemas.HeaderReplayed: "1"}
 	w := newWorld(t)
 	// Both wait when the writer starts.
@@ -207,6 +250,7 @@ func TestReplayed(t *testing.T) {
 
 // A replayed message waits while another writer has the first one.
 func TestReplayedElsewhere(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.publish(message{class: schemas.Process, rows: 10, id: "a"})
 	holds, release := make(chan struct{}), make(chan struct{})
@@ -237,6 +281,7 @@ func TestReplayedElsewhere(t *testing.T) {
 // Messages of many days: each has one partition, and no insert has more than
 // ClickHouse takes.
 func TestPartitions(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	day := time.Now().Truncate(24 * time.Hour).Add(12 * time.Hour)
 	for d := range schemas.RetentionDays + 5 {
@@ -295,6 +340,7 @@ func TestStreamLimit(t *testing.T) {
 
 // While ClickHouse is away no more than the bound is held in memory.
 func TestHeldBytes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	p := newProxy(t, w.ch.URL)
 	p.set(func(string, bool) error { return errSpoiled })
@@ -325,6 +371,7 @@ func TestHeldBytes(t *testing.T) {
 
 // A writer told to stop stores what it holds, without waiting for more.
 func TestStop(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := w.start(func(w *Writer) { w.o.Insert.FlushInterval = time.Minute })
 	for range 10 {
@@ -343,6 +390,7 @@ func TestStop(t *testing.T) {
 // The durable was deleted and made anew: delivery numbers begin at 1 and the
 // stream delivers again what it still has.
 func TestDurableRemade(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := w.start(nil)
 	for range 10 {
@@ -369,6 +417,7 @@ func TestDurableRemade(t *testing.T) {
 
 // The record of inserts was lost, with messages acknowledged and not.
 func TestRecordDamaged(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	kv, err := w.all.JS.KeyValue(t.Context(), schemas.BucketState)
 	if err != nil {

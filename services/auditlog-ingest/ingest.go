@@ -58,6 +58,7 @@ func Run(ctx context.Context, cfg Config) error {
 	for _, s := range sources {
 		rt.SetReady(s.Name(), s.Ready)
 	}
+	rt.Started()
 	return g.run(ctx, cfg, sources)
 }
 

@@ -344,7 +344,7 @@ func (l *lane) store(ctx context.Context, o *openBatch) (lost int, err error) {
 			}
 		}
 		if p.data == nil {
-			// Cannot be while MaxRecordBytes is half of a message; if it is,
+			// Cannot be while record.MaxBytes is half of a message; if it is,
 			// one event must not hold up those behind it.
 			l.log.Error("event lost: it is larger than a message may be", "source", l.src.Name())
 			l.health.Lost(schemas.Audit.String(), schemas.LossOversized, 1)

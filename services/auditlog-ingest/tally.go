@@ -37,7 +37,7 @@ func newTally(reg prometheus.Registerer) *tally {
 		received:   c("received_records", "Records that the source brought."),
 		accepted:   c("accepted_events", "Records that are in the spool or beyond it."),
 		duplicates: c("duplicate_records", "Records that were dropped because they had been taken before: not a loss."),
-		trimmed:    c("trimmed_events", "Events whose request and response objects were dropped because the record was too large."),
+		trimmed:    c("trimmed_events", "Events whose request and response objects were dropped because the record was too large or nested too deep."),
 		rejected:   c("rejected_records", "Records that were set aside on the dead-letter stream, by reason.", "reason"),
 		bytes:      c("received_bytes", "Bytes that the source brought, decompressed."),
 		waits:      c("spool_waits", "Times that a batch was offered to a spool that took no more."),

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -57,15 +59,25 @@ func (r *running) stopped(t testing.TB) {
 	}
 }
 
-// freePort returns an address that nobody listens on.
-func freePort(t testing.TB) string {
+// apiServerWait is how long an API server waits for an answer
+// (defaultRequestTimeout of k8s.io/apiserver/pkg/util/webhook).
+const apiServerWait = 30 * time.Second
+
+var lastPort atomic.Int64
+
+// freePort returns a port of 127.0.0.1 that nobody listens on, below those
+// that the kernel gives to other tests and to connections.
+func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := 20000 + (os.Getpid()*16+int(lastPort.Add(1)))%12000
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port")
+	return 0
 }
 
 func testConfig(t testing.TB, url string) Config {
@@ -79,7 +91,7 @@ func testConfig(t testing.TB, url string) Config {
 
 func webhookConfig(t testing.TB, url string) Config {
 	cfg := testConfig(t, url)
-	cfg.Webhook.Listen = freePort(t)
+	cfg.Webhook.Listen = fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	return cfg
 }
 
@@ -98,6 +110,7 @@ func post(t testing.TB, cfg Config, body []byte) *http.Response {
 }
 
 func TestWebhookSamples(t *testing.T) {
+	t.Parallel()
 	_, url := startNATS(t, t.TempDir(), -1, bus.DefaultLimits())
 	b := connect(t, url)
 	cfg := webhookConfig(t, url)

@@ -6,9 +6,9 @@ package detector
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"picket/internal/alert"
 	"picket/internal/batch"
@@ -32,8 +33,8 @@ import (
 const stopGrace = 5 * time.Second
 
 // publishWindow bounds the findings of one batch that wait for JetStream at
-// once.
-const publishWindow = 256
+// once, publishPending those of all batches: nats.go fails beyond 4,000.
+const publishWindow, publishPending = 256, 2048
 
 // Run runs the detector and the alerts' writer until ctx ends.
 func Run(ctx context.Context, cfg Config) error {
@@ -56,7 +57,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamAlerts); err != nil {
 		return err
 	}
-	d := &detector{bus: rt.Bus, set: set, eval: set.NewEvaluator(), metrics: newMetrics(rt.Metrics),
+	rt.Started()
+	d := &detector{bus: rt.Bus, set: set, eval: set.NewEvaluator(), metrics: newMetrics(rt.Metrics), room: semaphore.NewWeighted(publishPending),
 		health: health.New(schemas.ServiceDetector, cfg.Cluster, "", bus.NewRunID(), rt.Log, rt.Metrics)}
 
 	// The reporter outlives the work: it reports how that ended.
@@ -96,6 +98,7 @@ type detector struct {
 	eval    *rules.Evaluator
 	metrics *metrics
 	health  *health.Reporter
+	room    *semaphore.Weighted // findings that may wait for JetStream
 }
 
 type metrics struct {
@@ -122,13 +125,12 @@ func (d *detector) consume(ctx context.Context) error {
 	defer wg.Wait()
 	return d.bus.Consume(ctx, schemas.StreamEvents, schemas.DurableDetector, stopGrace, func(m *bus.Message) {
 		if missed := gaps.Observe(m); missed > 0 {
-			_, class, _ := schemas.ParseEventsSubject(m.Subject())
-			d.health.Lost(class.String(), schemas.LossStreamLimit, missed)
+			class, _ := announced(m)
+			d.health.Lost(class, schemas.LossStreamLimit, missed)
 		}
 		b, err := batch.Decode(m.Data())
 		if err != nil {
-			d.health.Lost("", schemas.LossDeadLetter, 1)
-			m.Done(err)
+			d.settle(m, err)
 			return
 		}
 		d.metrics.events.WithLabelValues(b.Class().String()).Add(float64(b.Rows()))
@@ -138,8 +140,29 @@ func (d *detector) consume(ctx context.Context) error {
 			return
 		}
 		again := m.Again || m.Headers().Get(schemas.HeaderReplayed) != ""
-		wg.Go(func() { m.Done(d.publish(found, again)) })
+		wg.Go(func() { d.settle(m, d.publish(found, again)) })
 	})
+}
+
+// settle ends the work on a message; what nobody can evaluate counts as lost.
+func (d *detector) settle(m *bus.Message, err error) {
+	if m.Done(err) {
+		class, rows := announced(m)
+		d.health.Lost(class, schemas.LossDeadLetter, rows)
+	}
+}
+
+// announced returns what subject and header say of a message: its class, "" if
+// unknown, and its rows, 1 at least.
+func announced(m *bus.Message) (class string, rows uint64) {
+	if _, c, err := schemas.ParseEventsSubject(m.Subject()); err == nil {
+		class = c.String()
+	}
+	rows, err := strconv.ParseUint(m.Headers().Get(schemas.HeaderRows), 10, 64)
+	if err != nil || rows == 0 || rows > batch.MaxRows {
+		rows = 1
+	}
+	return class, rows
 }
 
 // Evaluate returns the findings of a batch, in the order of its rows.
@@ -156,38 +179,51 @@ func Evaluate(eval *rules.Evaluator, b *batch.Batch) []*schemas.Finding {
 func (d *detector) publish(found []*schemas.Finding, again bool) error {
 	for len(found) > 0 {
 		n := min(len(found), publishWindow)
-		futures := make([]jetstream.PubAckFuture, n)
-		for i, f := range found[:n] {
-			data, err := json.Marshal(f)
-			if err != nil {
-				return fmt.Errorf("finding of rule %q: %w", f.Unmapped.Rule, err)
-			}
-			msg := nats.NewMsg(alert.Subject(f))
-			msg.Data = data
-			msg.Header.Set(schemas.HeaderBatchID, alert.MessageID(f))
-			if again {
-				msg.Header.Set(schemas.HeaderReplayed, "1")
-			}
-			if futures[i], err = d.bus.JS.PublishMsgAsync(msg, jetstream.WithMsgID(alert.MessageID(f)), jetstream.WithExpectStream(schemas.StreamAlerts)); err != nil {
-				return fmt.Errorf("publish finding: %w", err)
-			}
+		if err := d.room.Acquire(context.Background(), int64(n)); err != nil {
+			return err // the context does not end
 		}
-		var errs []error
-		for i, f := range found[:n] {
-			select {
-			case ack := <-futures[i].Ok():
-				if !ack.Duplicate {
-					d.metrics.alerts.WithLabelValues(f.Unmapped.Rule, f.SeverityID.String()).Inc()
-					d.metrics.latency.Observe(time.Since(f.Unmapped.Time).Seconds())
-				}
-			case err := <-futures[i].Err():
-				errs = append(errs, err)
-			}
-		}
-		if err := errors.Join(errs...); err != nil {
-			return fmt.Errorf("publish findings: %w", err)
+		err := d.publishSome(found[:n], again)
+		d.room.Release(int64(n))
+		if err != nil {
+			return err
 		}
 		found = found[n:]
+	}
+	return nil
+}
+
+// publishSome publishes findings together and waits for all of them.
+func (d *detector) publishSome(found []*schemas.Finding, again bool) error {
+	futures := make([]jetstream.PubAckFuture, len(found))
+	for i, f := range found {
+		data, err := alert.Encode(f)
+		if err != nil {
+			return fmt.Errorf("finding of rule %q: %w", f.Unmapped.Rule, err)
+		}
+		msg := nats.NewMsg(alert.Subject(f))
+		msg.Data = data
+		msg.Header.Set(schemas.HeaderBatchID, alert.MessageID(f))
+		if again {
+			msg.Header.Set(schemas.HeaderReplayed, "1")
+		}
+		if futures[i], err = d.bus.JS.PublishMsgAsync(msg, jetstream.WithMsgID(alert.MessageID(f)), jetstream.WithExpectStream(schemas.StreamAlerts)); err != nil {
+			return fmt.Errorf("publish finding: %w", err)
+		}
+	}
+	var errs []error
+	for i, f := range found {
+		select {
+		case ack := <-futures[i].Ok():
+			if !ack.Duplicate {
+				d.metrics.alerts.WithLabelValues(f.Unmapped.Rule, f.SeverityID.String()).Inc()
+				d.metrics.latency.Observe(time.Since(f.Unmapped.Time).Seconds())
+			}
+		case err := <-futures[i].Err():
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("publish findings: %w", err)
 	}
 	return nil
 }

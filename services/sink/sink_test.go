@@ -159,8 +159,14 @@ func settled(t *testing.T, b *bus.Bus, d time.Duration) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		s, err := b.JS.Stream(context.Background(), schemas.StreamEvents)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// NumPending alone does not tell: the server counts a message there some
+		// time after it took it.
 		i := c.CachedInfo()
-		if i.NumPending == 0 && i.NumAckPending == 0 {
+		if i.Delivered.Stream >= s.CachedInfo().State.LastSeq && i.NumPending == 0 && i.NumAckPending == 0 {
 			return
 		}
 		if time.Now().After(deadline) {

@@ -20,6 +20,9 @@ import (
 	"picket/services/auditlog-ingest/source"
 )
 
+// keepMore is the remedy for files that go before they are read.
+const keepMore = "keep more rotated files, uncompressed (--audit-log-maxbackup, --audit-log-compress=false)"
+
 // File is the source of one log file and the files it is rotated to. Every
 // line is read once: a rotated file is read to its end before the next, a
 // truncated one goes on in its copy, and after a restart reading goes on where
@@ -142,7 +145,7 @@ func (f *File) begin(ctx context.Context) (*generation, int64, error) {
 	// What was left of that file is lost. All that was written since is in
 	// files that were written after we last read.
 	f.sink.Gap("the audit log file of the checkpoint is gone; what had not been read of it is lost",
-		"path", f.cfg.Path, "last_read", p.File.Read, "offset", p.Offset, "remedy", "keep more rotated files, uncompressed (--audit-log-maxbackup, --audit-log-compress=false)")
+		"path", f.cfg.Path, "last_read", p.File.Read, "offset", p.Offset, "remedy", keepMore)
 	g, err = f.wait(ctx, func(all []*generation) *generation {
 		return oldest(slices.DeleteFunc(all, func(g *generation) bool { return !g.current && g.modified.Before(p.File.Read) }))
 	})
@@ -173,14 +176,7 @@ func (f *File) beginAtEnd(ctx context.Context, g *generation) (*generation, int6
 func (f *File) follow(ctx context.Context, g *generation, at int64) (*generation, int64, error) {
 	t, err := openTail(ctx, g, at)
 	if errors.Is(err, fs.ErrNotExist) {
-		// Renamed since it was listed.
-		g, err = f.wait(ctx, func(all []*generation) *generation {
-			if i := slices.IndexFunc(all, g.same); i >= 0 {
-				return all[i]
-			}
-			return nil
-		})
-		return g, at, err
+		return f.missed(ctx, g, at)
 	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("file.path: %w", err)
@@ -207,6 +203,29 @@ func (f *File) follow(ctx context.Context, g *generation, at int64) (*generation
 		return nil, 0, err
 	}
 	return oldest(next), 0, nil // there is one: that is how the file ended
+}
+
+// missed returns where to go on with a file that was renamed or removed after
+// it was listed and before it was opened: under its new name, or behind it.
+func (f *File) missed(ctx context.Context, g *generation, at int64) (*generation, int64, error) {
+	gone := time.Now().Add(lastLineWait) // one listing can miss a name that changes
+	next, err := f.wait(ctx, func(all []*generation) *generation {
+		if i := slices.IndexFunc(all, g.same); i >= 0 {
+			return all[i]
+		}
+		if time.Now().Before(gone) {
+			return nil
+		}
+		return oldest(after(g, all))
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	if next.same(g) {
+		return next, at, nil
+	}
+	f.sink.Gap("a rotated audit log file was removed or compressed before it was read", "path", g.path, "offset", at, "remedy", keepMore)
+	return next, 0, nil
 }
 
 // following returns the files that follow the one that t reads, oldest first.

@@ -32,10 +32,9 @@ const (
 	// maxRequests is how many requests are read at once; more are answered
 	// 429.
 	maxRequests = 16
-	// answerWait is how long a request waits for its records to be spooled.
+	// answerWait is how long a request may take, the arrival of its body
+	// included. An API server waits 30 s: it must hear a 429 before that.
 	answerWait = 20 * time.Second
-	// bodyWait is how long a body may take to arrive.
-	bodyWait = 60 * time.Second
 	// stopWait is how long requests under way may take when the service stops.
 	stopWait = 3 * time.Second
 	// retryAfter is what a 429 or 503 asks the API server to wait, seconds.
@@ -104,7 +103,7 @@ func (w *Webhook) Run(ctx context.Context, sink source.Sink) error {
 	})
 	srv := &http.Server{
 		Handler: mux, BaseContext: func(net.Listener) context.Context { return base },
-		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: bodyWait, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: answerWait, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(w.log.Handler(), slog.LevelWarn),
 	}
 	scheme := "http"
@@ -166,7 +165,7 @@ func (w *Webhook) take(r *http.Request, sink source.Sink) (code int, text string
 	default:
 		return http.StatusTooManyRequests, "too many requests at once"
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), bodyWait+answerWait)
+	ctx, cancel := context.WithTimeout(r.Context(), answerWait)
 	defer cancel()
 
 	b := &body{in: r.Body, left: w.cfg.MaxBodyBytes}
@@ -213,15 +212,12 @@ func (w *Webhook) take(r *http.Request, sink source.Sink) (code int, text string
 		}
 	}
 	done()
-	patience := time.NewTimer(answerWait)
-	defer patience.Stop()
 	select {
 	case <-safe:
 		return http.StatusOK, ""
-	case <-patience.C:
 	case <-ctx.Done():
+		return busy()
 	}
-	return busy()
 }
 
 func busy() (int, string) {
@@ -307,7 +303,9 @@ func (b *body) Read(p []byte) (int, error) {
 	case b.zipped != nil:
 		err = encodingError(err)
 	default:
-		err = fmt.Errorf("%w: %w", errTransport, err)
+		// Not wrapped: the io.ErrUnexpectedEOF of a broken connection must
+		// not pass for a list that ends early.
+		err = fmt.Errorf("%w: %v", errTransport, err)
 	}
 	return n, err
 }
