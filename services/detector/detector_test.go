@@ -63,7 +63,7 @@ func start(t *testing.T) *fixture {
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	return &fixture{t: t, reg: reg, admin: natstest.Connect(t, s, schemas.ServiceAdmin), d: &detector{
 		room: semaphore.NewWeighted(publishPending),
-		bus: natstest.Connect(t, s, schemas.ServiceDetector), set: set, eval: set.NewEvaluator(), metrics: newMetrics(reg),
+		bus:  natstest.Connect(t, s, schemas.ServiceDetector), set: set, eval: set.NewEvaluator(), metrics: newMetrics(reg),
 		health: health.New(schemas.ServiceDetector, "prod", "", bus.NewRunID(), log, reg)}}
 }
 
