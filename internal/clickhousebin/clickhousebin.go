@@ -22,6 +22,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"picket/internal/freeport"
 )
 
 // Options say which ClickHouse Start is to use.
@@ -121,7 +123,7 @@ func start(ctx context.Context, o Options) (_ *Server, err error) {
 	if listen == "" {
 		listen = "127.0.0.1:0"
 	}
-	address, err := freeAddress(listen)
+	address, err := freeport.Address(listen)
 	if err != nil {
 		return nil, err
 	}
@@ -274,22 +276,6 @@ func ping(ctx context.Context, client *http.Client, url string) error {
 		return fmt.Errorf("/ping answered %s %q, not ClickHouse's Ok", answer.Status, text)
 	}
 	return nil
-}
-
-// freeAddress puts a free port in place of port 0.
-func freeAddress(listen string) (string, error) {
-	if _, port, err := net.SplitHostPort(listen); err != nil || port != "0" {
-		if err != nil {
-			return "", fmt.Errorf("the address of ClickHouse %q: %w", listen, err)
-		}
-		return listen, nil
-	}
-	l, err := net.Listen("tcp", listen)
-	if err != nil {
-		return "", fmt.Errorf("find a free port for ClickHouse: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 // findBinary finds picket-clickhouse.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -23,6 +22,7 @@ import (
 
 	"picket/internal/bus"
 	"picket/internal/clickhousebin"
+	"picket/internal/freeport"
 	"picket/internal/natsserver"
 	"picket/internal/service"
 	"picket/internal/store"
@@ -209,14 +209,14 @@ func Start(ctx context.Context, o Options) (_ *Stack, err error) {
 	audCfg := auditlogingest.DefaultConfig()
 	audCfg.NATS, audCfg.Log, audCfg.Cluster = s.natsConfig(schemas.ServiceAudit), log(schemas.ServiceAudit), o.Cluster
 	audCfg.StateDir = filepath.Join(o.Dir, "auditlog-ingest")
-	if audCfg.Webhook.Listen, err = freeAddress(o.WebhookListen); err != nil {
+	if audCfg.Webhook.Listen, err = freeport.Address(o.WebhookListen); err != nil {
 		return nil, err
 	}
 	audCfg.File.Path = o.AuditFile
 	s.Webhook = "http://" + audCfg.Webhook.Listen + audCfg.Webhook.Path
 
 	start := func(name string, admin *service.AdminConfig, run func(context.Context) error) error {
-		if admin.Listen, err = freeAddress("127.0.0.1:0"); err != nil {
+		if admin.Listen, err = freeport.Address("127.0.0.1:0"); err != nil {
 			return err
 		}
 		s.Admin[name] = "http://" + admin.Listen
@@ -437,23 +437,6 @@ func (s *Stack) wait(done func(context.Context) bool) {
 	for !done(ctx) && ctx.Err() == nil {
 		time.Sleep(20 * time.Millisecond)
 	}
-}
-
-// freeAddress replaces port 0 by a free port.
-func freeAddress(listen string) (string, error) {
-	host, port, err := net.SplitHostPort(listen)
-	if err != nil {
-		return "", fmt.Errorf("listen address %q: use host:port", listen)
-	}
-	if port != "0" {
-		return listen, nil
-	}
-	ln, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		return "", err
-	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
 }
 
 // Subscribe delivers every finding published from now on to each, until the

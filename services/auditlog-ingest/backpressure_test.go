@@ -3,8 +3,10 @@ package auditlogingest
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +19,15 @@ import (
 // and the file waits; in the end each event is there once.
 func TestBackPressure(t *testing.T) {
 	t.Parallel()
-	dir, port := t.TempDir(), freePort(t)
+	dir := t.TempDir()
+	_, portText, err := net.SplitHostPort(freeAddress(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil {
+		t.Fatal(err)
+	}
 	s, url := startNATS(t, dir, port, bus.DefaultLimits())
 	cfg := webhookConfig(t, url)
 	cfg.File.Path = filepath.Join(t.TempDir(), "audit.log")

@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"picket/internal/bus"
+	"picket/internal/freeport"
 )
 
 // running is an ingester under test.
@@ -63,21 +62,14 @@ func (r *running) stopped(t testing.TB) {
 // (defaultRequestTimeout of k8s.io/apiserver/pkg/util/webhook).
 const apiServerWait = 30 * time.Second
 
-var lastPort atomic.Int64
-
-// freePort returns a port of 127.0.0.1 that nobody listens on, below those
-// that the kernel gives to other tests and to connections.
-func freePort(t testing.TB) int {
+// freeAddress returns an address of loopback that nobody listens on.
+func freeAddress(t testing.TB) string {
 	t.Helper()
-	for range 1000 {
-		port := 20000 + (os.Getpid()*16+int(lastPort.Add(1)))%12000
-		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			l.Close()
-			return port
-		}
+	a, err := freeport.Address("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free port")
-	return 0
+	return a
 }
 
 func testConfig(t testing.TB, url string) Config {
@@ -91,7 +83,7 @@ func testConfig(t testing.TB, url string) Config {
 
 func webhookConfig(t testing.TB, url string) Config {
 	cfg := testConfig(t, url)
-	cfg.Webhook.Listen = fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	cfg.Webhook.Listen = freeAddress(t)
 	return cfg
 }
 

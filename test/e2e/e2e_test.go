@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -25,6 +24,7 @@ import (
 
 	"picket/internal/bus"
 	"picket/internal/clickhousebin"
+	"picket/internal/freeport"
 	"picket/internal/natsserver"
 	"picket/internal/store"
 	"picket/schemas"
@@ -97,12 +97,11 @@ type process struct {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	a, err := freeport.Address("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	return a
 }
 
 func newCluster(t *testing.T) *cluster {
