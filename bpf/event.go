@@ -11,7 +11,7 @@ import (
 )
 
 // LayoutVersion is the version of the records' layout. A record of another version is refused by [Decode].
-const LayoutVersion = 1
+const LayoutVersion = 2
 
 // Class says which kind of thing an event tells about. Its number is the index into the kernel's counters
 // and the ledger, and does not depend on which ring buffer carries the event.
@@ -47,25 +47,29 @@ const (
 	ActionFork    Action = 2
 	ActionExit    Action = 3
 	ActionOpen    Action = 16
+	ActionRename  Action = 17
+	ActionUnlink  Action = 18
+	ActionRmdir   Action = 19
+	ActionMkdir   Action = 20
+	ActionLink    Action = 21
+	ActionSymlink Action = 22
+	ActionChmod   Action = 23
+	ActionChown   Action = 24
 	ActionConnect Action = 32
 	ActionAccept  Action = 33
 )
 
+var actionNames = map[Action]string{
+	ActionExec: "exec", ActionFork: "fork", ActionExit: "exit",
+	ActionOpen: "open", ActionRename: "rename", ActionUnlink: "unlink", ActionRmdir: "rmdir", ActionMkdir: "mkdir",
+	ActionLink: "link", ActionSymlink: "symlink", ActionChmod: "chmod", ActionChown: "chown",
+	ActionConnect: "connect", ActionAccept: "accept",
+}
+
 // String returns the action's name as the rest of Picket writes it.
 func (a Action) String() string {
-	switch a {
-	case ActionExec:
-		return "exec"
-	case ActionFork:
-		return "fork"
-	case ActionExit:
-		return "exit"
-	case ActionOpen:
-		return "open"
-	case ActionConnect:
-		return "connect"
-	case ActionAccept:
-		return "accept"
+	if n, ok := actionNames[a]; ok {
+		return n
 	}
 	return fmt.Sprintf("action(%d)", uint16(a))
 }
@@ -76,12 +80,14 @@ const (
 	HeaderCompat       uint16 = 1 << 1 // reached through a 32-bit system call
 )
 
-// Bits of ExecFields.ExeFlags, ExecFields.CwdFlags and OpenFields.PathFlags.
+// Bits of ExecFields.ExeFlags, ExecFields.CwdFlags, OpenFields.PathFlags, PathFields.PathFlags and
+// PathFields.TargetFlags.
 const (
 	PathTruncated uint32 = 1 << 0 // longer than MaxPath: the end (leaf side) is kept
 	PathOutside   uint32 = 1 << 1 // does not lead to the task's root
 	PathDeleted   uint32 = 1 << 2 // the name or the inode is unlinked
-	PathFault     uint32 = 1 << 3 // a kernel read failed on the way
+	PathFault     uint32 = 1 << 3 // a read failed on the way
+	PathUser      uint32 = 1 << 4 // read from the caller's memory after the call
 )
 
 // Bits of ExecFields.Flags.
@@ -248,6 +254,43 @@ type OpenEvent struct {
 	Path []byte // absolute, symbolic links resolved, as the process sees it
 }
 
+// NotChanged is in the New… fields what an operation leaves as it is.
+const NotChanged uint32 = 0xffffffff
+
+// PathFields is the fixed part of a change of a name or of attributes.
+type PathFields struct {
+	_             structs.HostLayout
+	Ino           uint64 // of a file named by a descriptor, as the next four; else 0
+	Result        int32  // 0 or a negative errno
+	Dev           uint32 // as stat(2) gives it
+	Mode          uint32 // type and permissions, after the change
+	UID           uint32 // owner, after the change
+	GID           uint32
+	NewMode       uint32 // chmod: permissions; mkdir: as asked for
+	NewUID        uint32 // chown
+	NewGID        uint32
+	Nr            uint32 // number of the system call, of the caller's own kind (HeaderCompat)
+	Pad           uint32
+	PathFlags     uint32 // Path… bits
+	TargetFlags   uint32
+	BaseLen       uint32
+	PathLen       uint32
+	TargetBaseLen uint32
+	TargetLen     uint32
+}
+
+// PathEvent tells of a rename, unlink, rmdir, mkdir, link, symlink, chmod or chown, whether it succeeded or not.
+// Path is what is changed or made; Target is the new path of a rename, the file that a link names, the text that
+// a symlink holds. Where one is relative its base is the directory it starts from; a file named by a
+// descriptor has a Base alone. The slices alias the sample they were decoded from.
+type PathEvent struct {
+	PathFields
+	Base       []byte
+	Path       []byte
+	TargetBase []byte
+	Target     []byte
+}
+
 // ConnEvent tells of a connect or accept call on an IPv4 or IPv6 stream or datagram socket.
 type ConnEvent struct {
 	_          structs.HostLayout
@@ -292,6 +335,7 @@ type Event struct {
 	Fork   ForkEvent
 	Exit   ExitEvent
 	Open   OpenEvent
+	Path   PathEvent
 	Conn   ConnEvent
 
 	record ringbuf.Record // what Reader.Read decoded it from
@@ -333,6 +377,12 @@ func Decode(sample []byte, ev *Event) error {
 		class = ClassFile
 		rest, ok = take(rest, &ev.Open.OpenFields)
 		ok = ok && cut(&rest, ev.Open.PathLen, MaxPath, &ev.Open.Path)
+	case ActionRename, ActionUnlink, ActionRmdir, ActionMkdir, ActionLink, ActionSymlink, ActionChmod, ActionChown:
+		class = ClassFile
+		p := &ev.Path
+		rest, ok = take(rest, &p.PathFields)
+		ok = ok && cut(&rest, p.BaseLen, MaxPath, &p.Base) && cut(&rest, p.PathLen, MaxPath, &p.Path) &&
+			cut(&rest, p.TargetBaseLen, MaxPath, &p.TargetBase) && cut(&rest, p.TargetLen, MaxPath, &p.Target)
 	case ActionConnect, ActionAccept:
 		class = ClassNetwork
 		rest, ok = take(rest, &ev.Conn)
@@ -351,7 +401,7 @@ func Decode(sample []byte, ev *Event) error {
 // fixed are the structs that are copied from a record byte for byte: numbers and byte arrays only, laid out
 // as in lib/event.h (layout_test.go holds both to that).
 type fixed interface {
-	Header | ExecFields | ForkEvent | ExitEvent | OpenFields | ConnEvent
+	Header | ExecFields | ForkEvent | ExitEvent | OpenFields | PathFields | ConnEvent
 }
 
 // take copies the beginning of b into *dst and returns what follows it; false when b is too short.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -67,15 +68,20 @@ func records() []record {
 	exec.FilenameLen, exec.ExeLen, exec.CwdLen, exec.ArgsLen = 6, 9, 4, 7
 	open := OpenEvent{OpenFields: number[OpenFields](90), Path: []byte("/etc/passwd")}
 	open.PathLen = 11
+	change := PathEvent{PathFields: number[PathFields](110), Base: []byte("/tmp"), Path: []byte("a"), TargetBase: []byte("/var/tmp"), Target: []byte("../bc")}
+	change.BaseLen, change.PathLen, change.TargetBaseLen, change.TargetLen = 4, 1, 8, 5
 	fork, exit, conn := number[ForkEvent](70), number[ExitEvent](80), number[ConnEvent](100)
 
 	he, ho, hf, hx, hc := header(ClassProcess, ActionExec), header(ClassFile, ActionOpen), header(ClassProcess, ActionFork), header(ClassProcess, ActionExit), header(ClassNetwork, ActionConnect)
 	be := encode(he, exec.ExecFields, "./true", "/bin/true", "/bin", "true\x00\xff\x00")
 	bo := encode(ho, open.OpenFields, "/etc/passwd")
+	hp := header(ClassFile, ActionRename)
+	bp := encode(hp, change.PathFields, "/tmp", "a", "/var/tmp", "../bc")
 	bf, bx, bc := encode(hf, fork), encode(hx, exit), encode(hc, conn)
 	return []record{
 		{"exec", be, func() Event { return Event{Header: sized(he, be), Exec: exec} }},
 		{"open", bo, func() Event { return Event{Header: sized(ho, bo), Open: open} }},
+		{"rename", bp, func() Event { return Event{Header: sized(hp, bp), Path: change} }},
 		{"fork", bf, func() Event { return Event{Header: sized(hf, bf), Fork: fork} }},
 		{"exit", bx, func() Event { return Event{Header: sized(hx, bx), Exit: exit} }},
 		{"connect", bc, func() Event { return Event{Header: sized(hc, bc), Conn: conn} }},
@@ -148,7 +154,7 @@ func TestDecodeRefuses(t *testing.T) {
 		err  string
 	}{
 		{"nothing", nil, "malformed kernel record: 0 bytes are less than its header"},
-		{"another version", version, "layout version 2, this program reads 1"},
+		{"another version", version, fmt.Sprintf("layout version %d, this program reads %d", LayoutVersion+1, LayoutVersion)},
 		{"another action", encode(Header{Action: 99}, ExitEvent{}), "unknown action(99)"},
 		{"another class", encode(Header{Class: 7, Action: ActionExit}, ExitEvent{}), "exit in class(7)"},
 		{"a path beyond the bound", tooLong, "does not fit its lengths"},
@@ -242,6 +248,12 @@ func FuzzDecode(f *testing.F) {
 			}
 		case ActionConnect, ActionAccept:
 			n += int(unsafe.Sizeof(ev.Conn))
+		case ActionRename, ActionUnlink, ActionRmdir, ActionMkdir, ActionLink, ActionSymlink, ActionChmod, ActionChown:
+			p := &ev.Path
+			n += int(unsafe.Sizeof(p.PathFields)) + len(p.Base) + len(p.Path) + len(p.TargetBase) + len(p.Target)
+			if got := bytes.Join([][]byte{p.Base, p.Path, p.TargetBase, p.Target}, nil); !bytes.HasSuffix(b, got) {
+				t.Fatal("strings are not the record's end")
+			}
 		default:
 			t.Fatalf("%s was decoded", ev.Header.Action)
 		}

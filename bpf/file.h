@@ -93,8 +93,8 @@ static __always_inline __u64 open_flags(void *regs, bool compat, enum call call,
 
 static __noinline int on_open(struct task_struct *task, void *regs, __u32 fd, __u32 call_compat)
 {
-	enum call call = call_compat & 0xf;
-	bool compat = call_compat >> 4;
+	enum call call = call_compat & 0xff;
+	bool compat = call_compat >> 8;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_FILE);
 	struct file_scratch *s;
 	struct open_event *e;

@@ -24,6 +24,7 @@ const (
 	objectMapFileScratch    = "file_scratch"
 	objectMapLedger         = "ledger"
 	objectMapNetworkRing    = "network_ring"
+	objectMapPathScratch    = "path_scratch"
 	objectMapProcessRing    = "process_ring"
 	objectMapWatches        = "watches"
 	objectProgPicketAttempt = "picket_attempt"
@@ -100,6 +101,7 @@ type objectMapSpecs struct {
 	FileScratch *ebpf.MapSpec `ebpf:"file_scratch"`
 	Ledger      *ebpf.MapSpec `ebpf:"ledger"`
 	NetworkRing *ebpf.MapSpec `ebpf:"network_ring"`
+	PathScratch *ebpf.MapSpec `ebpf:"path_scratch"`
 	ProcessRing *ebpf.MapSpec `ebpf:"process_ring"`
 	Watches     *ebpf.MapSpec `ebpf:"watches"`
 }
@@ -142,6 +144,7 @@ type objectMaps struct {
 	FileScratch *ebpf.Map `ebpf:"file_scratch"`
 	Ledger      *ebpf.Map `ebpf:"ledger"`
 	NetworkRing *ebpf.Map `ebpf:"network_ring"`
+	PathScratch *ebpf.Map `ebpf:"path_scratch"`
 	ProcessRing *ebpf.Map `ebpf:"process_ring"`
 	Watches     *ebpf.Map `ebpf:"watches"`
 }
@@ -156,6 +159,7 @@ func (m *objectMaps) Close() error {
 		m.FileScratch,
 		m.Ledger,
 		m.NetworkRing,
+		m.PathScratch,
 		m.ProcessRing,
 		m.Watches,
 	)

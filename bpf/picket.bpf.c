@@ -2,7 +2,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Picket's programs: one object, so that rings, counters and settings are declared once and loaded once, and
- * its hash says which run's pins fit. Each concern is a header of its own: process.h, file.h, network.h.
+ * its hash says which run's pins fit. Each concern is a header of its own: process.h,
+ * file.h, path.h, network.h.
  *
  * This file holds what is shared by all system calls: the program on sys_exit. It is run at the end of
  * every system call of the machine, so its first lines decide what Picket costs. It calls the concerns'
@@ -16,6 +17,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #include "process.h"
 #include "file.h"
 #include "network.h"
+#include "path.h"
 
 /* 32-bit x86: the call's number and a pointer to its arguments, 32 bits each. */
 static __always_inline int on_socketcall(struct task_struct *task, void *regs, long ret)
@@ -52,7 +54,7 @@ int picket_sys_exit(__u64 *ctx)
 	ret = ctx[1];
 	task = bpf_get_current_task_btf();
 	compat = is_compat(task);
-	call = compat ? calls[nr] >> 4 : calls[nr] & 0xf;
+	call = compat ? calls[nr] >> 8 : calls[nr] & 0xff;
 	if (call == CALL_NONE || config.stopped || is_self(task))
 		return 0;
 	switch (call) {
@@ -63,8 +65,10 @@ int picket_sys_exit(__u64 *ctx)
 		return ret < 0 ? 0 : on_accept(task, ret, compat);
 	case CALL_SOCKETCALL:
 		return on_socketcall(task, regs, ret);
+	case CALL_OPEN ... CALL_CREAT:
+		return ret < 0 ? 0 : on_open(task, regs, ret, call | compat << 8);
 	default:
-		return ret < 0 ? 0 : on_open(task, regs, ret, call | compat << 4);
+		return on_change(task, regs, ret, call | compat << 8);
 	}
 }
 
@@ -86,6 +90,7 @@ const volatile struct {
 	struct fork_event fork;
 	struct exit_event exit;
 	struct open_event open;
+	struct path_event path_change;
 	struct conn_event conn;
 	enum layout layout;
 	enum event_class class;

@@ -15,7 +15,7 @@
 
 /* Numbers that event.go and watch.go repeat; as an enum, they are in the object's BTF. */
 enum layout {
-	LAYOUT_VERSION = 1,
+	LAYOUT_VERSION = 2,
 	MAX_PATH = 4096, /* bytes of each path carried */
 	MAX_ARGS = 8192, /* bytes of arguments carried */
 	WATCH_BYTES = 256, /* bytes of a watched path that are compared */
@@ -34,6 +34,14 @@ enum event_action {
 	ACTION_FORK = 2,
 	ACTION_EXIT = 3,
 	ACTION_OPEN = 16,
+	ACTION_RENAME = 17,
+	ACTION_UNLINK = 18,
+	ACTION_RMDIR = 19,
+	ACTION_MKDIR = 20,
+	ACTION_LINK = 21,
+	ACTION_SYMLINK = 22,
+	ACTION_CHMOD = 23,
+	ACTION_CHOWN = 24,
 	ACTION_CONNECT = 32,
 	ACTION_ACCEPT = 33,
 };
@@ -46,13 +54,14 @@ enum header_flag {
 
 /*
  * What is known of a path besides its bytes; used in exec_event.flags (shifted, see there),
- * open_event.path_flags.
+ * open_event.path_flags, path_event.path_flags and target_flags.
  */
 enum path_flag {
 	PATH_TRUNCATED = 1 << 0, /* longer than the bound: the end (leaf side) is kept */
 	PATH_OUTSIDE = 1 << 1, /* does not lead to the task's root: it starts at its mount's own root */
 	PATH_DELETED = 1 << 2, /* the name or the inode is unlinked */
-	PATH_FAULT = 1 << 3, /* a kernel read failed on the way: what was read is there */
+	PATH_FAULT = 1 << 3, /* a read failed on the way: what was read is there */
+	PATH_USER = 1 << 4, /* read from the caller's memory after the call: it may have been changed meanwhile */
 };
 
 /* Who acts, when, and which number this record has: starts every record. 144 bytes. */
@@ -179,6 +188,37 @@ struct open_event {
 	__u32 path_flags; /* enum path_flag */
 	__u32 path_len;
 	/* char path[] */
+};
+
+/* In the new_* fields of a path_event: the operation leaves it as it is, or does not set it. */
+#define NOT_CHANGED 0xffffffff
+
+/*
+ * A change of a name or of attributes, whether it succeeded or not. path is what is changed or made; target
+ * of a rename the new path, of a link the file that gets the name, of a symlink the text it holds. Each is a text
+ * and, where that is relative, its base: the directory it starts from. A file named by a descriptor has a
+ * base alone.
+ */
+struct path_event {
+	struct header h;
+	__u64 ino; /* of a file named by a descriptor, as the next four; else 0 */
+	__s32 result; /* 0 or a negative errno */
+	__u32 dev; /* new_encode_dev */
+	__u32 mode; /* type and permissions, after the change */
+	__u32 uid; /* owner, after the change */
+	__u32 gid;
+	__u32 new_mode; /* chmod: permissions; mkdir: as asked for */
+	__u32 new_uid; /* chown */
+	__u32 new_gid;
+	__u32 nr; /* number of the system call, of the caller's own kind (HEADER_COMPAT) */
+	__u32 pad;
+	__u32 path_flags; /* enum path_flag */
+	__u32 target_flags;
+	__u32 base_len;
+	__u32 path_len;
+	__u32 target_base_len;
+	__u32 target_len;
+	/* char base[], path[], target_base[], target[] */
 };
 
 enum conn_flag {

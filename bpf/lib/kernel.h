@@ -84,6 +84,7 @@ enum {
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct pt_regs___x86 {
+	unsigned long r10;
 	unsigned long bx;
 	unsigned long cx;
 	unsigned long dx;

@@ -65,12 +65,25 @@ func TestSemantics(t *testing.T) {
 		b.Str(schemas.Syscall, "openat")
 		b.Str(schemas.FilePath, "/etc/ssh/sshd_config")
 		b.Uint32(schemas.FileMode, 0o100755)
+		b.Str(schemas.Action, "open")
 		b.Uint32(schemas.FileFlags, 0o2001101)
 		b.Bool(schemas.FileWrite, true)
 		b.Bool(schemas.FileCreated, true)
 		b.Int64(schemas.FDNumber, 3)
 		b.Int64(schemas.Result, 3)
 		b.Str(schemas.ProcessName, "vi")
+	}
+	changed := func(action, call, path, target string) func(b *batch.Builder) {
+		return func(b *batch.Builder) {
+			b.Str(schemas.Action, action)
+			b.Str(schemas.Syscall, call)
+			b.Str(schemas.FilePath, path)
+			b.Str(schemas.FilePathTarget, target)
+			b.Uint32(schemas.FileModeNew, 0o4755)
+			b.Int64(schemas.FileUserIDNew, -1)
+			b.Int64(schemas.FileGroupIDNew, 7)
+			b.Int64(schemas.Result, -13)
+		}
 	}
 	connect := func(b *batch.Builder) {
 		b.Str(schemas.Syscall, "connect")
@@ -218,6 +231,16 @@ func TestSemantics(t *testing.T) {
 		{schemas.Audit, audit, "jevt.value[/requestObject/spec/tls] exists", false},
 		{schemas.Audit, audit, "jevt.value[/annotations/authorization.k8s.io~1decision] = allow and jevt.value[/user/groups/0] = dev", true},
 		{schemas.Audit, audit, "jevt.rawtime exists", true},
+		{schemas.File, changed("rename", "renameat2", "/a/b", "/c/d"), "evt.type in (rename, renameat2) and evt.arg.oldpath = /a/b and evt.arg.newpath = /c/d and evt.res = EACCES and evt.failed = true", true},
+		{schemas.File, changed("rename", "rename", "/a/b", "/c/d"), "evt.arg.path exists or evt.arg.flags exists or evt.arg.mode exists or evt.arg.target exists or evt.is_open_write = true", false},
+		{schemas.File, changed("rename", "rename", "/a/b", "/c/d"), "evt.args = 'res=EACCES oldpath=/a/b newpath=/c/d'", true},
+		{schemas.File, changed("link", "linkat", "/new", "/etc/shadow"), "evt.arg.oldpath = /etc/shadow and evt.arg.newpath = /new", true},
+		{schemas.File, changed("symlink", "symlinkat", "/new", "../etc"), "evt.arg.target = ../etc and evt.arg.linkpath = /new and not evt.arg.newpath exists", true},
+		{schemas.File, changed("unlink", "unlink", "/x", ""), "evt.arg.path = /x and evt.arg.name = /x", true},
+		{schemas.File, changed("unlink", "unlinkat", "/x", ""), "evt.arg.name = /x and not evt.arg.path exists and evt.args = 'res=EACCES path=/x'", true},
+		{schemas.File, changed("chmod", "fchmodat", "/x", ""), "evt.arg.filename = /x and evt.arg.mode contains S_ISUID and evt.arg.mode = 'S_IXOTH|S_IROTH|S_IXGRP|S_IRGRP|S_IXUSR|S_IWUSR|S_IRUSR|S_ISUID'", true},
+		{schemas.File, changed("chown", "fchownat", "/x", ""), "evt.arg.pathname = /x and evt.arg.uid = -1 and evt.arg.gid = 7 and evt.args = 'res=EACCES path=/x uid=-1 gid=7'", true},
+		{schemas.File, changed("mkdir", "mkdir", "/x", ""), "evt.arg.path = /x and evt.arg.mode = 04755", true},
 		{schemas.Audit, func(b *batch.Builder) { b.Str(schemas.AuditRequest, "{broken") }, "jevt.value[/requestObject/x] exists or ka.req.pod.containers.image exists", false},
 	} {
 		if got := holds(t, c.class, c.condition, c.set); got != c.want {

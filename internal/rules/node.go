@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -63,7 +64,7 @@ var eventFields = []field{
 		readers: []reader{constant(kernelClasses, "syscall"), constant(auditOnly, "k8s_audit")}},
 	{name: "evt.category", doc: "process, file or net.",
 		readers: []reader{constant(processOnly, "process"), constant(fileOnly, "file"), constant(networkOnly, "net")}},
-	{name: "evt.action", doc: "What happened: exec, fork, exit; open; connect, accept; audit. A name of Picket's own.",
+	{name: "evt.action", doc: "What happened: exec, fork, exit; open, rename, unlink, rmdir, mkdir, link, symlink, chmod, chown; connect, accept; audit. A name of Picket's own.",
 		readers: []reader{column(sourceClasses, schemas.Action)}},
 	{name: "evt.time", doc: "Time of day, UTC, with nanoseconds.", readers: textOf(sourceClasses, nil, timeText("15:04:05.000000000", 1))},
 	{name: "evt.time.s", doc: "Time of day, UTC, without the part of a second.", readers: textOf(sourceClasses, nil, timeText("15:04:05", time.Second))},
@@ -84,18 +85,24 @@ var eventFields = []field{
 		readers: []reader{{classes: kernelClasses, key: func(r *row) uint64 { return uint64(r.int(schemas.Result)) },
 			text: func(dst []byte, r *row, _ *argument) []byte { return appendResult(dst, r.int(schemas.Result)) }}}},
 	{name: "evt.args", doc: "The arguments of the system call as name=value, separated by blanks.",
-		readers: append(append(textOf(processOnly, nil, execArgs), textOf(fileOnly, nil, openArgs)...), textOf(networkOnly, nil, socketArgs)...)},
+		readers: append(append(textOf(processOnly, nil, execArgs), textOf(fileOnly, nil, fileArgs)...), textOf(networkOnly, nil, socketArgs)...)},
 
 	{name: "evt.arg.res", kind: kindInt, doc: "Return value of the system call.", readers: []reader{column(kernelClasses, schemas.Result)}},
 	{name: "evt.arg.flags", doc: "File events: the flags of the open, as in O_CREAT|O_WRONLY|O_CLOEXEC, and F_CREATED if it created the file. An exec: EXE_UPPER_LAYER, EXE_FROM_MEMFD.",
 		readers: []reader{
 			{classes: fileOnly, key: func(r *row) uint64 {
+				if r.str(schemas.Action) != "open" {
+					return 1 << 63
+				}
 				k := r.uint(schemas.FileFlags) << 1
 				if r.b.Bool(schemas.FileCreated, r.i) {
 					k |= 1
 				}
 				return k
 			}, text: func(dst []byte, r *row, _ *argument) []byte {
+				if r.str(schemas.Action) != "open" {
+					return dst
+				}
 				return appendOpenFlags(dst, r.uint(schemas.FileFlags), r.b.Bool(schemas.FileCreated, r.i))
 			}},
 			{classes: processOnly, text: func(dst []byte, r *row, _ *argument) []byte {
@@ -111,10 +118,36 @@ var eventFields = []field{
 				return dst
 			}},
 		}},
-	{name: "evt.arg.name", doc: "File events: the path.", readers: []reader{column(fileOnly, schemas.FilePath)}},
+	{name: "evt.arg.name", doc: "File events: the path of what is opened or changed.", readers: []reader{column(fileOnly, schemas.FilePath)}},
+	{name: "evt.arg.path", doc: "unlink, rmdir, mkdir, chown, lchown: the path.", readers: changeText(schemas.FilePath, "unlink", "rmdir", "mkdir", "mkdirat", "chown", "lchown")},
+	{name: "evt.arg.filename", doc: "Path as it was given to execve; chmod: the path.",
+		readers: append([]reader{column(processOnly, schemas.ExecFilename)}, changeText(schemas.FilePath, "chmod", "fchmodat", "fchmodat2")...)},
+	{name: "evt.arg.uid", doc: "chown: the new owner, as a number; -1 leaves it.", readers: changeNumber(schemas.FileUserIDNew)},
+	{name: "evt.arg.gid", doc: "chown: the new group, as a number; -1 leaves it.", readers: changeNumber(schemas.FileGroupIDNew)},
+	{name: "evt.arg.pathname", doc: "fchownat: the path.", readers: changeText(schemas.FilePath, "fchownat")},
+	{name: "evt.arg.oldpath", doc: "rename: the old path; link: the file that gets the name.", readers: textOf(fileOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
+		switch r.str(schemas.Action) {
+		case "rename":
+			return append(dst, r.str(schemas.FilePath)...)
+		case "link":
+			return append(dst, r.str(schemas.FilePathTarget)...)
+		}
+		return dst
+	})},
+	{name: "evt.arg.newpath", doc: "rename: the new path; link: the new name.", readers: textOf(fileOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
+		switch r.str(schemas.Action) {
+		case "rename":
+			return append(dst, r.str(schemas.FilePathTarget)...)
+		case "link":
+			return append(dst, r.str(schemas.FilePath)...)
+		}
+		return dst
+	})},
+	{name: "evt.arg.target", doc: "symlink: the text that it holds.", readers: changeText(schemas.FilePathTarget, "symlink", "symlinkat")},
+	{name: "evt.arg.linkpath", doc: "symlink: its path.", readers: changeText(schemas.FilePath, "symlink", "symlinkat")},
 	{name: "evt.arg.fd", kind: kindInt, doc: "Number of the file descriptor.", readers: []reader{column(fileOnly|networkOnly, schemas.FDNumber)}},
-	{name: "evt.arg.mode", doc: "File events: permission bits of the inode, octal.",
-		readers: []reader{{classes: fileOnly, key: func(r *row) uint64 { return r.uint(schemas.FileMode) }, text: appendMode}}},
+	{name: "evt.arg.mode", doc: "An open: permission bits of the inode, octal. mkdir: those asked for, octal. chmod: those asked for by name, as in S_IXUSR|S_IRUSR|S_ISUID.",
+		readers: textOf(fileOnly, nil, appendMode)},
 	{name: "evt.arg.exe", doc: "An exec: argv[0].", readers: []reader{column(processOnly, schemas.ProcessCommand)}},
 	{name: "evt.arg.args", empty: true, doc: "An exec: the arguments after argv[0], joined by one blank.", readers: []reader{column(processOnly, schemas.ProcessArgs)}},
 	{name: "evt.arg.cwd", doc: "An exec: the working directory.", readers: []reader{column(processOnly, schemas.ProcessCwd)}},
@@ -175,7 +208,50 @@ func appendOpenFlags(dst []byte, flags uint64, created bool) []byte {
 }
 
 func appendMode(dst []byte, r *row, _ *argument) []byte {
-	return strconv.AppendUint(append(dst, '0'), r.uint(schemas.FileMode)&0o7777, 8)
+	switch r.str(schemas.Action) {
+	case "open":
+		return strconv.AppendUint(append(dst, '0'), r.uint(schemas.FileMode)&0o7777, 8)
+	case "mkdir":
+		return strconv.AppendUint(append(dst, '0'), r.uint(schemas.FileModeNew)&0o7777, 8)
+	case "chmod":
+		first := true
+		for i, name := range chmodBits {
+			if r.uint(schemas.FileModeNew)>>i&1 == 0 {
+				continue
+			}
+			if !first {
+				dst = append(dst, '|')
+			}
+			first = false
+			dst = append(dst, name...)
+		}
+	}
+	return dst
+}
+
+// chmodBits are the names of the permission bits from the lowest, in which
+// order Falco prints them.
+var chmodBits = []string{"S_IXOTH", "S_IWOTH", "S_IROTH", "S_IXGRP", "S_IWGRP", "S_IRGRP", "S_IXUSR", "S_IWUSR", "S_IRUSR", "S_ISVTX", "S_ISGID", "S_ISUID"}
+
+// changeNumber reads a column of a chown. It is text because Falco's is: a
+// user's name where it knows one.
+func changeNumber(id schemas.FieldID) []reader {
+	return textOf(fileOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
+		if r.str(schemas.Action) != "chown" {
+			return dst
+		}
+		return strconv.AppendInt(dst, r.int(id), 10)
+	})
+}
+
+// changeText reads a column of the events of some system calls.
+func changeText(id schemas.FieldID, calls ...string) []reader {
+	return textOf(fileOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
+		if slices.Contains(calls, r.str(schemas.Syscall)) {
+			return append(dst, r.str(id)...)
+		}
+		return dst
+	})
 }
 
 func execArgs(dst []byte, r *row, _ *argument) []byte {
@@ -193,7 +269,31 @@ func execArgs(dst []byte, r *row, _ *argument) []byte {
 	return dst
 }
 
-func openArgs(dst []byte, r *row, a *argument) []byte {
+func fileArgs(dst []byte, r *row, a *argument) []byte {
+	action := r.str(schemas.Action)
+	if action != "open" {
+		dst = appendResult(append(dst, "res="...), r.int(schemas.Result))
+	}
+	switch action {
+	case "rename":
+		dst = append(append(dst, " oldpath="...), r.str(schemas.FilePath)...)
+		return append(append(dst, " newpath="...), r.str(schemas.FilePathTarget)...)
+	case "link":
+		dst = append(append(dst, " oldpath="...), r.str(schemas.FilePathTarget)...)
+		return append(append(dst, " newpath="...), r.str(schemas.FilePath)...)
+	case "symlink":
+		dst = append(append(dst, " target="...), r.str(schemas.FilePathTarget)...)
+		return append(append(dst, " linkpath="...), r.str(schemas.FilePath)...)
+	case "unlink", "rmdir":
+		return append(append(dst, " path="...), r.str(schemas.FilePath)...)
+	case "mkdir", "chmod":
+		dst = append(append(dst, " path="...), r.str(schemas.FilePath)...)
+		return appendMode(append(dst, " mode="...), r, a)
+	case "chown":
+		dst = append(append(dst, " path="...), r.str(schemas.FilePath)...)
+		dst = strconv.AppendInt(append(dst, " uid="...), r.int(schemas.FileUserIDNew), 10)
+		return strconv.AppendInt(append(dst, " gid="...), r.int(schemas.FileGroupIDNew), 10)
+	}
 	dst = strconv.AppendInt(append(dst, "fd="...), r.int(schemas.FDNumber), 10)
 	dst = append(append(dst, " name="...), r.str(schemas.FilePath)...)
 	dst = appendOpenFlags(append(dst, " flags="...), r.uint(schemas.FileFlags), r.b.Bool(schemas.FileCreated, r.i))

@@ -16,7 +16,7 @@ clock_gettime clock_gettime64 clock_nanosleep clock_nanosleep_time64 clock_setti
 clone3 close close_range connect container copy_file_range cpu_hotplug creat create_module delete_module drop
 dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait
 epoll_wait_old eventfd eventfd2 execve execveat exit exit_group faccessat faccessat2 fadvise64 fadvise64_64
-fallocate fanotify_init fanotify_mark fchdir fchmod fchmodat fchown fchownat fcntl fcntl64 fdatasync
+fallocate fanotify_init fanotify_mark fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fcntl64 fdatasync
 fgetxattr finit_module flistxattr flock fork fremovexattr fsconfig fsetxattr fsmount fsopen fspick fstat
 fstat64 fstatat fstatat64 fstatfs fstatfs64 fsync ftruncate ftruncate64 futex futex_time64 futex_waitv
 futimesat get_kernel_syms get_mempolicy get_robust_list get_thread_area getcpu getcwd getdents getdents64
@@ -68,7 +68,9 @@ var knownSyscalls = func() map[string]bool {
 // system calls which no sensor reports cost nothing and are told of.
 var classSyscalls = map[schemas.Class][]string{
 	schemas.Process: {"execve", "execveat", "fork", "vfork", "clone", "clone3", "procexit"},
-	schemas.File:    {"open", "openat", "openat2", "creat", "open_by_handle_at"},
+	schemas.File: {"open", "openat", "openat2", "creat", "open_by_handle_at",
+		"rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat", "link", "linkat", "symlink", "symlinkat",
+		"chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat"},
 	schemas.Network: {"connect", "accept", "accept4"},
 }
 

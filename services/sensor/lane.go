@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"strings"
 	"time"
 
@@ -194,6 +195,8 @@ func (l *lane) take() {
 		l.open()
 	case bpf.ActionConnect, bpf.ActionAccept:
 		l.connection()
+	default:
+		l.change()
 	}
 	l.finish(p)
 }
@@ -293,6 +296,43 @@ func (l *lane) open() {
 	b.Uint64(schemas.FileInode, o.Ino)
 	b.Uint32(schemas.FileDevice, o.Dev)
 	b.Uint32(schemas.FileUserID, o.UID)
+}
+
+// change is a change of a name or of attributes.
+func (l *lane) change() {
+	h, c, b := &l.ev.Header, &l.ev.Path, l.b
+	b.Str(schemas.Action, h.Action.String())
+	b.Str(schemas.Syscall, l.ev.Syscall())
+	b.Int64(schemas.Result, int64(c.Result))
+	b.Str(schemas.FilePath, fullPath(c.Base, c.Path))
+	switch h.Action {
+	case bpf.ActionSymlink:
+		b.Bytes(schemas.FilePathTarget, c.Target)
+	case bpf.ActionRename, bpf.ActionLink:
+		b.Str(schemas.FilePathTarget, fullPath(c.TargetBase, c.Target))
+	case bpf.ActionChmod, bpf.ActionMkdir:
+		b.Uint32(schemas.FileModeNew, c.NewMode)
+	case bpf.ActionChown:
+		b.Int64(schemas.FileUserIDNew, int64(int32(c.NewUID)))
+		b.Int64(schemas.FileGroupIDNew, int64(int32(c.NewGID)))
+	}
+	b.Bool(schemas.UserMemory, (c.PathFlags|c.TargetFlags)&bpf.PathUser != 0)
+	b.Uint32(schemas.FileMode, c.Mode)
+	b.Uint64(schemas.FileInode, c.Ino)
+	b.Uint32(schemas.FileDevice, c.Dev)
+	b.Uint32(schemas.FileUserID, c.UID)
+}
+
+// fullPath joins a path with the directory it starts from. "." and ".." go by
+// the text alone: the links that the kernel followed are not known.
+func fullPath(base, p []byte) string {
+	switch {
+	case len(p) == 0:
+		return string(base)
+	case p[0] == '/':
+		return path.Clean(string(p))
+	}
+	return path.Clean(string(base) + "/" + string(p))
 }
 
 func (l *lane) connection() {

@@ -234,3 +234,47 @@ func TestLive(t *testing.T) {
 		t.Errorf("pins left after a clean stop: %v", left)
 	}
 }
+
+// TestLiveChanges: what shell commands change is told with full paths.
+func TestLiveChanges(t *testing.T) {
+	needRoot(t)
+	s := natstest.Start(t)
+	stop := start(t, config(t, s))
+	dir := t.TempDir()
+	cmd := exec.Command("/bin/sh", "-ec", `mkdir d; touch f; mv f d/../g; ln g d/hard; ln -s ../etc/shadow soft; chmod 4755 g; chown 12:34 ./d/hard; rm soft; rm d/hard; rmdir d; ! rm none`)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	time.Sleep(200 * time.Millisecond)
+	stop()
+	got := map[string]string{}
+	for _, b := range batches(t, s) {
+		for r := range b.Rows() {
+			if b.Class() != schemas.File || b.Str(schemas.Action, r) == "open" || b.Str(schemas.ProcessCwd, r) != dir {
+				continue
+			}
+			if !b.Bool(schemas.UserMemory, r) {
+				t.Errorf("%s is not marked", b.Str(schemas.Action, r))
+			}
+			path := strings.Replace(b.Str(schemas.FilePath, r), dir, "DIR", 1)
+			got[b.Str(schemas.Action, r)+" "+path] = strings.Replace(b.Str(schemas.FilePathTarget, r), dir, "DIR", 1) +
+				fmt.Sprintf(" %s %d %o %d:%d", b.Str(schemas.ProcessName, r), b.Int(schemas.Result, r), b.Uint(schemas.FileModeNew, r), b.Int(schemas.FileUserIDNew, r), b.Int(schemas.FileGroupIDNew, r))
+		}
+	}
+	for what, want := range map[string]string{
+		"mkdir DIR/d":       " mkdir 0 777 0:0",
+		"rename DIR/f":      "DIR/g mv 0 0 0:0",
+		"link DIR/d/hard":   "DIR/g ln 0 0 0:0",
+		"symlink DIR/soft":  "../etc/shadow ln 0 0 0:0",
+		"chmod DIR/g":       " chmod 0 4755 0:0",
+		"chown DIR/d/hard":  " chown 0 0 12:34",
+		"unlink DIR/soft":   " rm 0 0 0:0",
+		"unlink DIR/d/hard": " rm 0 0 0:0",
+		"rmdir DIR/d":       " rmdir 0 0 0:0",
+	} {
+		if got[what] != want {
+			t.Errorf("%s is %q, want %q", what, got[what], want)
+		}
+	}
+}

@@ -1,0 +1,3 @@
+package bpf
+
+var oldCalls map[uint32]string
