@@ -58,6 +58,7 @@ func All() []Behaviour {
 		{"clear-history", "empties a shell's history file", "T1070.003", "Shell history cleared", false, clearHistory},
 		{"authorized-keys", "adds a key to an authorized_keys file", "T1098.004", "SSH authorized keys changed", false, authorizedKeys},
 		{"setuid", "sets the setuid bit on a program of its own", "T1548.001", "Setuid bit set", false, setuid},
+		{"link-shadow", "makes a symbolic link to /etc/shadow", "T1003.008", "Sensitive file linked", false, linkShadow},
 		{"read-shadow", "cat reads /etc/shadow", "T1003.008", "Password hashes read", true, command("cat", "/etc/shadow")},
 		{"cron", "writes a job into /etc/cron.d (commented out)", "T1053.003", "Scheduled task written", true, cron("/etc/cron.d/picket-simulation")},
 		{"preload", "opens /etc/ld.so.preload for writing and leaves it as it is", "T1574.006", "Dynamic linker preload written", true, touchOpen("/etc/ld.so.preload")},
@@ -288,6 +289,10 @@ func authorizedKeys(ctx context.Context, e *env) error {
 		return err
 	}
 	return run(ctx, "/bin/sh", "-c", `echo "ssh-ed25519 AAAA simulated" >> "$0"`, filepath.Join(ssh, "authorized_keys"))
+}
+
+func linkShadow(ctx context.Context, e *env) error {
+	return run(ctx, "ln", "-s", "/etc/shadow", filepath.Join(e.dir, "notes"))
 }
 
 func setuid(ctx context.Context, e *env) error {
