@@ -243,6 +243,8 @@ type OpenFields struct {
 	GID       uint32
 	Nlink     uint32
 	FD        int32
+	Nr        uint32 // number of the system call, of the caller's own kind (HeaderCompat)
+	Pad       uint32
 	PathFlags uint32 // Path… bits
 	PathLen   uint32
 }

@@ -150,6 +150,7 @@ static __noinline int on_open(struct task_struct *task, void *regs, __u32 fd, __
 	e->gid = BPF_CORE_READ(inode, i_gid.val);
 	e->nlink = BPF_CORE_READ(inode, i_nlink);
 	e->fd = fd;
+	e->nr = call_number(regs);
 	e->path_flags = s->path.flags;
 	if (is_deleted(dentry, e->nlink))
 		e->path_flags |= PATH_DELETED;

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -183,6 +184,9 @@ func TestOpen(t *testing.T) {
 			}
 			ev := c.wait(t, "open", by(pid, ActionOpen))
 			o, st := &ev.Open, &res.Stat
+			if call := map[string]string{"relative": "openat"}[tt.open.Call]; ev.Syscall() != cmp.Or(call, tt.open.Call) {
+				t.Errorf("the call is %s, want %s", ev.Syscall(), tt.open.Call)
+			}
 			if string(o.Path) != tt.path || o.PathFlags != 0 {
 				t.Errorf("path %q, flags %#x, want %q", o.Path, o.PathFlags, tt.path)
 			}

@@ -185,6 +185,8 @@ struct open_event {
 	__u32 gid;
 	__u32 nlink;
 	__s32 fd;
+	__u32 nr; /* number of the system call, of the caller's own kind (HEADER_COMPAT) */
+	__u32 pad;
 	__u32 path_flags; /* enum path_flag */
 	__u32 path_len;
 	/* char path[] */

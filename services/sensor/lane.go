@@ -284,7 +284,7 @@ func (l *lane) exit() {
 func (l *lane) open() {
 	o, b := &l.ev.Open, l.b
 	b.Str(schemas.Action, "open")
-	b.Str(schemas.Syscall, "openat")
+	b.Str(schemas.Syscall, l.ev.Syscall())
 	b.Int64(schemas.Result, int64(o.FD))
 	b.Int64(schemas.FDNumber, int64(o.FD))
 	b.Bytes(schemas.FilePath, o.Path)
