@@ -63,6 +63,11 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
+.PHONY: vmtest
+vmtest: ## Run the tests of ./bpf on Debian's kernels in QEMU; TESTS=pattern for some
+	@scripts/install.sh vm
+	@GO="$(GO)" test/vm/run.sh '$(TESTS)'
+
 .PHONY: fuzz-short
 fuzz-short: ## Run every fuzz target for FUZZTIME each
 	@scripts/fuzz.sh $(FUZZTIME)
@@ -71,6 +76,12 @@ fuzz-short: ## Run every fuzz target for FUZZTIME each
 bench: ## Run the benchmarks (benchstat-able) and the latency benchmark
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/... ./services/... ./bpf
 	$(GO) run ./test/latency
+
+.PHONY: bench-sensor
+bench-sensor: ## What the sensor costs its node, with limits (root, quiet machine); ARGS='-check -rounds 3' for flags
+	@mkdir -p bin
+	$(GOBUILD) -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/picket-sensor
+	$(GO) run ./test/bench-sensor $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built
