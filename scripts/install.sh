@@ -2,6 +2,7 @@
 # Installs what Picket needs from package managers, and says what.
 #   install.sh run    to build and run: Go modules; npm (fetches the ClickHouse library)
 #   install.sh test   to test and generate: gcc (race detector), clang and libbpf headers (eBPF)
+#   install.sh vm     to test on other kernels (make vmtest): QEMU, and what makes the guest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,8 +42,20 @@ test)
 		apt_install "compiles the eBPF programs" clang-19 llvm-19 libbpf-dev
 	fi
 	;;
+vm)
+	# The desktop parts that QEMU's package recommends are not needed.
+	command -v qemu-system-x86_64 >/dev/null || apt_install "runs other kernels" --no-install-recommends qemu-system-x86
+	# The guest has no libraries, so a busybox that needs some will not do.
+	if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1 || ! command -v cpio >/dev/null || ! command -v xz >/dev/null; then
+		apt_install "makes the guest's file system" busybox-static cpio xz-utils
+	fi
+	# The kernel packages are found in apt's lists, and a new machine may have none.
+	if command -v apt-cache >/dev/null && [ -z "$(apt-cache pkgnames linux-image-)" ] && [ "$(id -u)" = 0 ]; then
+		apt-get update -qq
+	fi
+	;;
 *)
-	echo "usage: $0 run|test" >&2
+	echo "usage: $0 run|test|vm" >&2
 	exit 2
 	;;
 esac
