@@ -39,6 +39,7 @@ struct {
 
 #define AT_FDCWD (-100)
 #define AT_REMOVEDIR 0x200
+#define NO_DIRECTORY (-101) /* for read_named: the text stands for itself */
 
 /* Reads the text at user, and walks to the directory fd where that is what it is relative to. */
 static __noinline void read_named(struct named *n, struct task_struct *task, const char *user, int fd)
@@ -57,7 +58,7 @@ static __noinline void read_named(struct named *n, struct task_struct *task, con
 		return;
 	}
 	n->text_len = (len - 1) & (MAX_PATH - 1); /* without the NUL; the mask is for the verifier */
-	if (n->text[0] == '/')
+	if (n->text[0] == '/' || fd == NO_DIRECTORY)
 		return;
 	if (fd == AT_FDCWD) {
 		fs = task->fs;
@@ -162,14 +163,12 @@ static __noinline int on_change(struct task_struct *task, void *regs, long ret, 
 		break;
 	case CALL_SYMLINK:
 		e->h.action = ACTION_SYMLINK;
-		PATH(target, 0, AT_FDCWD);
-		s->target.base.pos = MAX_PATH; /* the text is kept as it is */
+		PATH(target, 0, NO_DIRECTORY);
 		PATH(path, 1, AT_FDCWD);
 		break;
 	case CALL_SYMLINKAT:
 		e->h.action = ACTION_SYMLINK;
-		PATH(target, 0, AT_FDCWD);
-		s->target.base.pos = MAX_PATH;
+		PATH(target, 0, NO_DIRECTORY);
 		PATH(path, 2, ARG(1));
 		break;
 	case CALL_CHMOD:
