@@ -283,7 +283,12 @@ func startWatcher(t *testing.T, cfg KubernetesConfig) (*watcher, *index) {
 // eventually waits for what must become true.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !cond(); {
+	within(t, 20*time.Second, what, cond)
+}
+
+func within(t testing.TB, d time.Duration, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(d); !cond(); {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s did not come true", what)
 		}
@@ -376,7 +381,8 @@ func TestAPIServerGoesAway(t *testing.T) {
 		t.Errorf("while the API server is away: %s", got)
 	}
 	api.up()
-	eventually(t, "the index catches up", func() bool {
+	// client-go waits longer from attempt to attempt, to 30 s and more.
+	within(t, 90*time.Second, "the index catches up", func() bool {
 		return x.workloadOf("web") == "Deployment/web deleted" && x.workloadOf("web-again") == "Pod/web-1-a" && x.workloadOf("backup") == "CronJob/backup deleted"
 	})
 }
