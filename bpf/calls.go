@@ -1,31 +1,29 @@
 package bpf
 
-import "golang.org/x/sys/unix"
-
-// calls names the system calls of file events that every 64-bit architecture has; oldCalls those that only
-// some have.
-var calls = map[uint32]string{
-	unix.SYS_OPENAT: "openat", unix.SYS_OPENAT2: "openat2",
-	unix.SYS_RENAMEAT: "renameat", unix.SYS_RENAMEAT2: "renameat2", unix.SYS_UNLINKAT: "unlinkat", unix.SYS_MKDIRAT: "mkdirat",
-	unix.SYS_LINKAT: "linkat", unix.SYS_SYMLINKAT: "symlinkat",
-	unix.SYS_FCHMOD: "fchmod", unix.SYS_FCHMODAT: "fchmodat", unix.SYS_FCHMODAT2: "fchmodat2",
-	unix.SYS_FCHOWN: "fchown", unix.SYS_FCHOWNAT: "fchownat",
-}
-
-// Syscall returns the name of the system call of a file event; for a 32-bit program's, whose numbers are others,
-// the plain name of what it does.
+// Syscall returns the name of the system call that the event is of; "" where it is of none.
 func (ev *Event) Syscall() string {
-	nr := ev.Path.Nr
-	if ev.Header.Action == ActionOpen {
-		nr = ev.Open.Nr
-	}
-	if ev.Header.Flags&HeaderCompat == 0 {
-		if n, ok := calls[nr]; ok {
-			return n
+	var call uint32
+	switch ev.Header.Action {
+	case ActionExec:
+		if ev.Exec.Flags&ExecFD != 0 {
+			return "execveat"
 		}
-		if n, ok := oldCalls[nr]; ok {
-			return n
-		}
+		return "execve"
+	case ActionFork:
+		call = ev.Fork.Call
+	case ActionOpen:
+		call = ev.Open.Call
+	case ActionConnect, ActionAccept, ActionDup:
+		call = ev.Conn.Call
+	case ActionCall:
+		call = ev.Call.Call
+	case ActionExit:
+		return ""
+	default:
+		call = ev.Path.Call
 	}
-	return ev.Header.Action.String()
+	if int64(call) >= int64(len(callNames)) {
+		return ""
+	}
+	return callNames[call]
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // LayoutVersion is the version of the records' layout. A record of another version is refused by [Decode].
-const LayoutVersion = 2
+const LayoutVersion = 3
 
 // Class says which kind of thing an event tells about. Its number is the index into the kernel's counters
 // and the ledger, and does not depend on which ring buffer carries the event.
@@ -22,7 +22,8 @@ const (
 	ClassProcess Class = 0
 	ClassFile    Class = 1
 	ClassNetwork Class = 2
-	NumClasses         = 3
+	ClassKernel  Class = 3
+	NumClasses         = 4
 )
 
 // String returns the class's name as the rest of Picket writes it.
@@ -34,6 +35,8 @@ func (c Class) String() string {
 		return "file"
 	case ClassNetwork:
 		return "network"
+	case ClassKernel:
+		return "kernel"
 	}
 	return fmt.Sprintf("class(%d)", uint16(c))
 }
@@ -43,27 +46,36 @@ type Action uint16
 
 // The actions; each has its own part of [Event].
 const (
-	ActionExec    Action = 1
-	ActionFork    Action = 2
-	ActionExit    Action = 3
-	ActionOpen    Action = 16
-	ActionRename  Action = 17
-	ActionUnlink  Action = 18
-	ActionRmdir   Action = 19
-	ActionMkdir   Action = 20
-	ActionLink    Action = 21
-	ActionSymlink Action = 22
-	ActionChmod   Action = 23
-	ActionChown   Action = 24
-	ActionConnect Action = 32
-	ActionAccept  Action = 33
+	ActionExec        Action = 1
+	ActionFork        Action = 2
+	ActionExit        Action = 3
+	ActionOpen        Action = 16
+	ActionRename      Action = 17
+	ActionUnlink      Action = 18
+	ActionRmdir       Action = 19
+	ActionMkdir       Action = 20
+	ActionLink        Action = 21
+	ActionSymlink     Action = 22
+	ActionChmod       Action = 23
+	ActionChown       Action = 24
+	ActionMknod       Action = 25
+	ActionTruncate    Action = 26
+	ActionUtimes      Action = 27
+	ActionSetxattr    Action = 28
+	ActionRemovexattr Action = 29
+	ActionConnect     Action = 32
+	ActionAccept      Action = 33
+	ActionDup         Action = 34
+	// ActionCall is every call of ClassKernel: its name says which (Event.Syscall).
+	ActionCall Action = 48
 )
 
 var actionNames = map[Action]string{
 	ActionExec: "exec", ActionFork: "fork", ActionExit: "exit",
 	ActionOpen: "open", ActionRename: "rename", ActionUnlink: "unlink", ActionRmdir: "rmdir", ActionMkdir: "mkdir",
 	ActionLink: "link", ActionSymlink: "symlink", ActionChmod: "chmod", ActionChown: "chown",
-	ActionConnect: "connect", ActionAccept: "accept",
+	ActionMknod: "mknod", ActionTruncate: "truncate", ActionUtimes: "utimes", ActionSetxattr: "setxattr", ActionRemovexattr: "removexattr",
+	ActionConnect: "connect", ActionAccept: "accept", ActionDup: "dup", ActionCall: "call",
 }
 
 // String returns the action's name as the rest of Picket writes it.
@@ -80,8 +92,8 @@ const (
 	HeaderCompat       uint16 = 1 << 1 // reached through a 32-bit system call
 )
 
-// Bits of ExecFields.ExeFlags, ExecFields.CwdFlags, OpenFields.PathFlags, PathFields.PathFlags and
-// PathFields.TargetFlags.
+// Bits of ExecFields.ExeFlags, ExecFields.CwdFlags, OpenFields.PathFlags, and of PathFlags and TargetFlags of
+// PathFields and CallFields.
 const (
 	PathTruncated uint32 = 1 << 0 // longer than MaxPath: the end (leaf side) is kept
 	PathOutside   uint32 = 1 << 1 // does not lead to the task's root
@@ -99,6 +111,7 @@ const (
 	ExecUpper             uint32 = 1 << 4 // on overlayfs: the executable is in the upper (writable) layer
 	ExecScript            uint32 = 1 << 5 // Filename names a script, Exe its interpreter
 	ExecSecure            uint32 = 1 << 6 // AT_SECURE: set-id or file capabilities took effect
+	ExecFD                uint32 = 1 << 7 // by execveat, of a descriptor or relative to one
 )
 
 // Bits of OpenFields.Access, taken from the opened file itself.
@@ -219,6 +232,9 @@ type ForkEvent struct {
 	ChildNetNS           uint32
 	ChildUserNS          uint32
 	ChildFlags           uint32 // Header… bits
+	CloneFlags           uint64 // as the caller gave them (linux/sched.h); 0 for fork and vfork
+	Call                 uint32 // see Event.Syscall
+	Pad                  uint32
 }
 
 // ExitEvent tells of the end of a whole process. The header is the last of its threads.
@@ -243,7 +259,7 @@ type OpenFields struct {
 	GID       uint32
 	Nlink     uint32
 	FD        int32
-	Nr        uint32 // number of the system call, of the caller's own kind (HeaderCompat)
+	Call      uint32 // see Event.Syscall
 	Pad       uint32
 	PathFlags uint32 // Path… bits
 	PathLen   uint32
@@ -256,22 +272,26 @@ type OpenEvent struct {
 	Path []byte // absolute, symbolic links resolved, as the process sees it
 }
 
-// NotChanged is in the New… fields what an operation leaves as it is.
-const NotChanged uint32 = 0xffffffff
+// NotChanged is in the New… fields what an operation leaves as it is, NoNumber in Number what it does not set.
+const (
+	NotChanged uint32 = 0xffffffff
+	NoNumber   uint64 = 0xffffffffffffffff
+)
 
 // PathFields is the fixed part of a change of a name or of attributes.
 type PathFields struct {
 	_             structs.HostLayout
-	Ino           uint64 // of a file named by a descriptor, as the next four; else 0
+	Ino           uint64 // of a file named by a descriptor, as Dev, Mode, UID and GID; else 0
+	Number        uint64 // truncate: length; mknod: device; utimes: modification time, ns since 1970
 	Result        int32  // 0 or a negative errno
 	Dev           uint32 // as stat(2) gives it
 	Mode          uint32 // type and permissions, after the change
 	UID           uint32 // owner, after the change
 	GID           uint32
-	NewMode       uint32 // chmod: permissions; mkdir: as asked for
+	NewMode       uint32 // chmod: permissions; mkdir, mknod: as asked for
 	NewUID        uint32 // chown
 	NewGID        uint32
-	Nr            uint32 // number of the system call, of the caller's own kind (HeaderCompat)
+	Call          uint32 // see Event.Syscall
 	Pad           uint32
 	PathFlags     uint32 // Path… bits
 	TargetFlags   uint32
@@ -281,9 +301,10 @@ type PathFields struct {
 	TargetLen     uint32
 }
 
-// PathEvent tells of a rename, unlink, rmdir, mkdir, link, symlink, chmod or chown, whether it succeeded or not.
+// PathEvent tells of a rename, unlink, rmdir, mkdir, link, symlink, chmod, chown, mknod, truncate, change of times or of
+// an extended attribute, whether it succeeded or not.
 // Path is what is changed or made; Target is the new path of a rename, the file that a link names, the text that
-// a symlink holds. Where one is relative its base is the directory it starts from; a file named by a
+// a symlink holds, the name of an extended attribute. Where one is relative its base is the directory it starts from; a file named by a
 // descriptor has a Base alone. The slices alias the sample they were decoded from.
 type PathEvent struct {
 	PathFields
@@ -293,21 +314,63 @@ type PathEvent struct {
 	Target     []byte
 }
 
-// ConnEvent tells of a connect or accept call on an IPv4 or IPv6 stream or datagram socket.
+// ConnEvent tells of an IPv4 or IPv6 stream or datagram socket: a connect or accept, or that it was copied onto standard
+// input, output or error.
 type ConnEvent struct {
 	_          structs.HostLayout
 	SockIno    uint64
-	Result     int32  // 0 or a negative errno; -EINPROGRESS: a non-blocking connect has begun
-	FD         int32  // connect: the socket; accept: the new socket
+	Result     int32  // 0 or a negative errno; -EINPROGRESS: a non-blocking connect has begun; dup: the new descriptor
+	FD         int32  // connect: the socket; accept: the new socket; dup: the descriptor that was copied
 	Family     uint16 // unix.AF_INET, unix.AF_INET6
 	Type       uint16 // unix.SOCK_STREAM, unix.SOCK_DGRAM
 	Protocol   uint16 // unix.IPPROTO_…
 	Flags      uint16 // Conn… bits
 	LocalPort  uint16
 	RemotePort uint16
-	Pad        uint32
+	Call       uint32   // see Event.Syscall
 	LocalAddr  [16]byte // IPv4: the first four bytes
 	RemoteAddr [16]byte
+}
+
+// CallFields is the fixed part of a call of ClassKernel.
+type CallFields struct {
+	_                structs.HostLayout
+	Result           int64
+	Args             [6]uint64 // as the caller had them in registers; a signal has its number alone
+	CapEffective     uint64    // after the call
+	CapPermitted     uint64
+	CapInheritable   uint64
+	Ino              uint64 // of the file behind a descriptor, which for setns is the namespace
+	Number           uint64 // behind a pointer: lib/recipe.h says which
+	SubjectStartTime uint64 // the process that a signal goes to
+	SubjectTGID      uint32
+	Call             uint32 // see Event.Syscall
+	Type             uint32 // of a BPF program or map; of a perf event
+	SUID             uint32 // after the call, as the next
+	SGID             uint32
+	FSUID            uint32
+	FSGID            uint32
+	UTSNS            uint32
+	IPCNS            uint32
+	CgroupNS         uint32
+	PathFlags        uint32 // Path… bits; PathUser also for Text and Number
+	TargetFlags      uint32
+	BaseLen          uint32
+	PathLen          uint32
+	TargetBaseLen    uint32
+	TargetLen        uint32
+	Text             [64]byte // NUL padded, cut: a file system's type, a name; of a signal the receiver's command name
+}
+
+// CallEvent tells of a call that changes what a process may do, what it sees of the machine, another process or the
+// kernel, whether it succeeded or not. The header has credentials and namespaces after it. Path and Target are as in
+// PathEvent; the slices alias the sample they were decoded from.
+type CallEvent struct {
+	CallFields
+	Base       []byte
+	Path       []byte
+	TargetBase []byte
+	Target     []byte
 }
 
 // Local returns the local address and port; a v4-mapped IPv6 address is returned as IPv4.
@@ -339,6 +402,7 @@ type Event struct {
 	Open   OpenEvent
 	Path   PathEvent
 	Conn   ConnEvent
+	Call   CallEvent
 
 	record ringbuf.Record // what Reader.Read decoded it from
 }
@@ -379,15 +443,22 @@ func Decode(sample []byte, ev *Event) error {
 		class = ClassFile
 		rest, ok = take(rest, &ev.Open.OpenFields)
 		ok = ok && cut(&rest, ev.Open.PathLen, MaxPath, &ev.Open.Path)
-	case ActionRename, ActionUnlink, ActionRmdir, ActionMkdir, ActionLink, ActionSymlink, ActionChmod, ActionChown:
+	case ActionRename, ActionUnlink, ActionRmdir, ActionMkdir, ActionLink, ActionSymlink, ActionChmod, ActionChown,
+		ActionMknod, ActionTruncate, ActionUtimes, ActionSetxattr, ActionRemovexattr:
 		class = ClassFile
 		p := &ev.Path
 		rest, ok = take(rest, &p.PathFields)
 		ok = ok && cut(&rest, p.BaseLen, MaxPath, &p.Base) && cut(&rest, p.PathLen, MaxPath, &p.Path) &&
 			cut(&rest, p.TargetBaseLen, MaxPath, &p.TargetBase) && cut(&rest, p.TargetLen, MaxPath, &p.Target)
-	case ActionConnect, ActionAccept:
+	case ActionConnect, ActionAccept, ActionDup:
 		class = ClassNetwork
 		rest, ok = take(rest, &ev.Conn)
+	case ActionCall:
+		class = ClassKernel
+		c := &ev.Call
+		rest, ok = take(rest, &c.CallFields)
+		ok = ok && cut(&rest, c.BaseLen, MaxPath, &c.Base) && cut(&rest, c.PathLen, MaxPath, &c.Path) &&
+			cut(&rest, c.TargetBaseLen, MaxPath, &c.TargetBase) && cut(&rest, c.TargetLen, MaxPath, &c.Target)
 	default:
 		return fmt.Errorf("%w: unknown %s", ErrBadRecord, h.Action)
 	}
@@ -403,7 +474,7 @@ func Decode(sample []byte, ev *Event) error {
 // fixed are the structs that are copied from a record byte for byte: numbers and byte arrays only, laid out
 // as in lib/event.h (layout_test.go holds both to that).
 type fixed interface {
-	Header | ExecFields | ForkEvent | ExitEvent | OpenFields | PathFields | ConnEvent
+	Header | ExecFields | ForkEvent | ExitEvent | OpenFields | PathFields | ConnEvent | CallFields
 }
 
 // take copies the beginning of b into *dst and returns what follows it; false when b is too short.

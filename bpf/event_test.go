@@ -77,11 +77,16 @@ func records() []record {
 	bo := encode(ho, open.OpenFields, "/etc/passwd")
 	hp := header(ClassFile, ActionRename)
 	bp := encode(hp, change.PathFields, "/tmp", "a", "/var/tmp", "../bc")
+	call := CallEvent{CallFields: number[CallFields](120), Base: []byte("/tmp"), Path: []byte("a"), TargetBase: []byte("/var/tmp"), Target: []byte("../bc")}
+	call.BaseLen, call.PathLen, call.TargetBaseLen, call.TargetLen = 4, 1, 8, 5
+	hk := header(ClassKernel, ActionCall)
+	bk := encode(hk, call.CallFields, "/tmp", "a", "/var/tmp", "../bc")
 	bf, bx, bc := encode(hf, fork), encode(hx, exit), encode(hc, conn)
 	return []record{
 		{"exec", be, func() Event { return Event{Header: sized(he, be), Exec: exec} }},
 		{"open", bo, func() Event { return Event{Header: sized(ho, bo), Open: open} }},
 		{"rename", bp, func() Event { return Event{Header: sized(hp, bp), Path: change} }},
+		{"call", bk, func() Event { return Event{Header: sized(hk, bk), Call: call} }},
 		{"fork", bf, func() Event { return Event{Header: sized(hf, bf), Fork: fork} }},
 		{"exit", bx, func() Event { return Event{Header: sized(hx, bx), Exit: exit} }},
 		{"connect", bc, func() Event { return Event{Header: sized(hc, bc), Conn: conn} }},
@@ -246,9 +251,16 @@ func FuzzDecode(f *testing.F) {
 			if !bytes.HasSuffix(b, ev.Open.Path) {
 				t.Fatal("the path is not the record's end")
 			}
-		case ActionConnect, ActionAccept:
+		case ActionConnect, ActionAccept, ActionDup:
 			n += int(unsafe.Sizeof(ev.Conn))
-		case ActionRename, ActionUnlink, ActionRmdir, ActionMkdir, ActionLink, ActionSymlink, ActionChmod, ActionChown:
+		case ActionCall:
+			c := &ev.Call
+			n += int(unsafe.Sizeof(c.CallFields)) + len(c.Base) + len(c.Path) + len(c.TargetBase) + len(c.Target)
+			if got := bytes.Join([][]byte{c.Base, c.Path, c.TargetBase, c.Target}, nil); !bytes.HasSuffix(b, got) {
+				t.Fatal("strings are not the record's end")
+			}
+		case ActionRename, ActionUnlink, ActionRmdir, ActionMkdir, ActionLink, ActionSymlink, ActionChmod, ActionChown,
+			ActionMknod, ActionTruncate, ActionUtimes, ActionSetxattr, ActionRemovexattr:
 			p := &ev.Path
 			n += int(unsafe.Sizeof(p.PathFields)) + len(p.Base) + len(p.Path) + len(p.TargetBase) + len(p.Target)
 			if got := bytes.Join([][]byte{p.Base, p.Path, p.TargetBase, p.Target}, nil); !bytes.HasSuffix(b, got) {

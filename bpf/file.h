@@ -79,6 +79,7 @@ static __always_inline __u64 open_flags(void *regs, bool compat, enum call call,
 	case CALL_OPEN:
 		return (__u32)call_argument(regs, compat, 1);
 	case CALL_OPENAT:
+	case CALL_OPEN_BY_HANDLE_AT:
 		return (__u32)call_argument(regs, compat, 2);
 	case CALL_CREAT:
 		return 01 | 0100 | 01000; /* O_WRONLY | O_CREAT | O_TRUNC */
@@ -150,7 +151,7 @@ static __noinline int on_open(struct task_struct *task, void *regs, __u32 fd, __
 	e->gid = BPF_CORE_READ(inode, i_gid.val);
 	e->nlink = BPF_CORE_READ(inode, i_nlink);
 	e->fd = fd;
-	e->nr = call_number(regs);
+	e->call = call;
 	e->path_flags = s->path.flags;
 	if (is_deleted(dentry, e->nlink))
 		e->path_flags |= PATH_DELETED;

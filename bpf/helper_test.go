@@ -200,11 +200,15 @@ func (c *collector) settle(t *testing.T) {
 	c.wait(t, "exit of the helper", is(ActionExit))
 	c.wait(t, "open by the helper", func(ev *Event) bool { return is(ActionOpen)(ev) && string(ev.Open.Path) == mark })
 	c.wait(t, "connect by the helper", is(ActionConnect))
+	c.wait(t, "prctl by the helper", func(ev *Event) bool { return is(ActionCall)(ev) && ev.Syscall() == "prctl" })
 }
 
 func init() {
 	helpers["settle"] = func(args []string) error {
 		if err := os.WriteFile(args[0], nil, 0o600); err != nil {
+			return err
+		}
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
 			return err
 		}
 		conn, err := net.Dial("udp", "127.0.0.1:9")

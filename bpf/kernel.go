@@ -28,8 +28,9 @@ type Options struct {
 	BPFFS string
 	// Sizes of the ring buffers in bytes, each a power of two from 4 KiB to 1 GiB. They are kernel memory,
 	// and count as the sensor's twice as far as it has touched them, because it maps them twice in a row.
-	// Defaults: 4 MiB (about 6,000 execs), 8 MiB (about 30,000 opens), 2 MiB (about 9,000 connections).
-	ProcessRing, FileRing, NetworkRing int
+	// Defaults: 4 MiB (about 6,000 execs), 8 MiB (about 30,000 opens), 2 MiB (about 9,000 connections),
+	// 1 MiB (about 2,500 calls of class kernel).
+	ProcessRing, FileRing, NetworkRing, KernelRing int
 }
 
 var instanceName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
@@ -52,6 +53,7 @@ func (o *Options) complete() error {
 		{"process", &o.ProcessRing, 4 << 20},
 		{"file", &o.FileRing, 8 << 20},
 		{"network", &o.NetworkRing, 2 << 20},
+		{"kernel", &o.KernelRing, 1 << 20},
 	} {
 		if *r.size == 0 {
 			*r.size = r.def
@@ -72,15 +74,15 @@ const (
 )
 
 // rings has each class's ring.
-var rings = [NumClasses]string{objectMapProcessRing, objectMapFileRing, objectMapNetworkRing}
+var rings = [NumClasses]string{objectMapProcessRing, objectMapFileRing, objectMapNetworkRing, objectMapKernelRing}
 
 // pinned are all maps a later sensor needs; the programs keep the others alive themselves.
 var pinned = []string{mapConfig, mapCounters, mapLedger, mapWatches,
-	objectMapProcessRing, objectMapFileRing, objectMapNetworkRing}
+	objectMapProcessRing, objectMapFileRing, objectMapNetworkRing, objectMapKernelRing}
 
 // attached are the programs that run on their own.
 var attached = []string{objectProgPicketExec, objectProgPicketFork, objectProgPicketExit,
-	objectProgPicketSysExit, objectProgPicketAttempt}
+	objectProgPicketSysExit, objectProgPicketAttempt, objectProgPicketSignal}
 
 // errClosed is what methods return after Close.
 var errClosed = fmt.Errorf("the kernel part is closed: %w", os.ErrClosed)
@@ -203,7 +205,7 @@ func newSpec(o Options, cpus int, last bool) (*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the compiled programs: %w", err)
 	}
-	for class, size := range [NumClasses]int{o.ProcessRing, o.FileRing, o.NetworkRing} {
+	for class, size := range [NumClasses]int{o.ProcessRing, o.FileRing, o.NetworkRing, o.KernelRing} {
 		spec.Maps[rings[class]].MaxEntries = uint32(size)
 	}
 	spec.Maps[mapCounters].MaxEntries = uint32(cpus * NumClasses)
@@ -218,7 +220,7 @@ func newSpec(o Options, cpus int, last bool) (*ebpf.CollectionSpec, error) {
 func identity(o Options, cpus int, last bool) string {
 	h := sha256.New()
 	h.Write(_ObjectBytes)
-	fmt.Fprintln(h, LayoutVersion, o.ProcessRing, o.FileRing, o.NetworkRing, cpus, last)
+	fmt.Fprintln(h, LayoutVersion, o.ProcessRing, o.FileRing, o.NetworkRing, o.KernelRing, cpus, last)
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 

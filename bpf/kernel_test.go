@@ -59,6 +59,9 @@ func storm(n int, dir string) error {
 			return err
 		}
 		unix.Close(fd)
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
+			return err
+		}
 		pid, err := syscall.ForkExec(dir+"/true", []string{"true"}, nil)
 		if err != nil {
 			return err
@@ -119,7 +122,7 @@ func counting(t *testing.T, c cell, seqs []uint64, from uint64) {
 // TestOverflow: rings that are too small and that nobody reads.
 func TestOverflow(t *testing.T) {
 	o := options(t)
-	o.ProcessRing, o.FileRing, o.NetworkRing = 64<<10, 16<<10, 4<<10
+	o.ProcessRing, o.FileRing, o.NetworkRing, o.KernelRing = 64<<10, 16<<10, 4<<10, 4<<10
 	k := mustLoad(t, o)
 	run(t, helper(t, "storm", "500"))
 	if err := k.Detach(); err != nil {
@@ -192,6 +195,9 @@ func TestStorm(t *testing.T) {
 	}
 	if p := sums[ClassProcess]; p.Seen < 3*2000 {
 		t.Errorf("process: %d seen", p.Seen)
+	}
+	if k := sums[ClassKernel]; k.Seen < 2000 {
+		t.Errorf("kernel: %d seen", k.Seen)
 	}
 	for class, s := range sums {
 		if s.Errors != [NumErrors]uint64{} {
@@ -686,7 +692,7 @@ func TestOptions(t *testing.T) {
 		}
 	}
 	o := Options{}
-	if err := o.complete(); err != nil || o != (Options{"default", "/sys/fs/bpf", 4 << 20, 8 << 20, 2 << 20}) {
+	if err := o.complete(); err != nil || o != (Options{"default", "/sys/fs/bpf", 4 << 20, 8 << 20, 2 << 20, 1 << 20}) {
 		t.Errorf("defaults: %+v, %v", o, err)
 	}
 }

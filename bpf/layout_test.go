@@ -33,6 +33,7 @@ func TestLayout(t *testing.T) {
 			{"open_event", reflect.TypeFor[OpenFields](), headerSize},
 			{"path_event", reflect.TypeFor[PathFields](), headerSize},
 			{"conn_event", reflect.TypeFor[ConnEvent](), headerSize},
+			{"call_event", reflect.TypeFor[CallFields](), headerSize},
 			{"watch_key", reflect.TypeFor[watchKey](), 0},
 		} {
 			var c *btf.Struct
@@ -143,11 +144,11 @@ func TestMapLayout(t *testing.T) {
 // TestEnums compares the numbers C and Go give to the same thing.
 func TestEnums(t *testing.T) {
 	want := map[string]map[string]uint64{
-		"event_class":  {"CLASS_PROCESS": uint64(ClassProcess), "CLASS_FILE": uint64(ClassFile), "CLASS_NETWORK": uint64(ClassNetwork), "NUM_CLASSES": NumClasses},
+		"event_class":  {"CLASS_PROCESS": uint64(ClassProcess), "CLASS_FILE": uint64(ClassFile), "CLASS_NETWORK": uint64(ClassNetwork), "CLASS_KERNEL": uint64(ClassKernel), "NUM_CLASSES": NumClasses},
 		"event_action": {},
 		"header_flag":  {"HEADER_KERNEL_THREAD": uint64(HeaderKernelThread), "HEADER_COMPAT": uint64(HeaderCompat)},
 		"path_flag":    {"PATH_TRUNCATED": uint64(PathTruncated), "PATH_OUTSIDE": uint64(PathOutside), "PATH_DELETED": uint64(PathDeleted), "PATH_FAULT": uint64(PathFault), "PATH_USER": uint64(PathUser)},
-		"exec_flag":    {"EXEC_ARGS_TRUNCATED": uint64(ExecArgsTruncated), "EXEC_ARGS_FAULT": uint64(ExecArgsFault), "EXEC_FILENAME_TRUNCATED": uint64(ExecFilenameTruncated), "EXEC_MEMFD": uint64(ExecMemfd), "EXEC_UPPER": uint64(ExecUpper), "EXEC_SCRIPT": uint64(ExecScript), "EXEC_SECURE": uint64(ExecSecure)},
+		"exec_flag":    {"EXEC_ARGS_TRUNCATED": uint64(ExecArgsTruncated), "EXEC_ARGS_FAULT": uint64(ExecArgsFault), "EXEC_FILENAME_TRUNCATED": uint64(ExecFilenameTruncated), "EXEC_MEMFD": uint64(ExecMemfd), "EXEC_UPPER": uint64(ExecUpper), "EXEC_SCRIPT": uint64(ExecScript), "EXEC_SECURE": uint64(ExecSecure), "EXEC_FD": uint64(ExecFD)},
 		"open_access":  {"OPEN_READ": uint64(OpenRead), "OPEN_WRITE": uint64(OpenWrite), "OPEN_CREATED": uint64(OpenCreated), "OPEN_WATCHED": uint64(OpenWatched)},
 		"conn_flag":    {"CONN_REMOTE_FROM_USER": uint64(ConnRemoteFromUser)},
 		"error_kind":   {"ERROR_PATH": uint64(ErrorPath), "ERROR_ARGS": uint64(ErrorArgs), "ERROR_FILENAME": uint64(ErrorFilename), "ERROR_FD": uint64(ErrorFD), "ERROR_USER_ADDRESS": uint64(ErrorUserAddress), "ERROR_STORAGE": uint64(ErrorStorage), "NUM_ERRORS": counterWords - counterErrors},

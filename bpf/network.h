@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Class network: connect and accept on IPv4 and IPv6 stream and datagram sockets. */
+/* Class network: connect, accept, and sockets put on standard streams; IPv4 and IPv6, stream and datagram. */
 #pragma once
 
 #include "lib/maps.h"
@@ -132,7 +132,7 @@ static __always_inline void read_failed_destination(struct conn_event *e, struct
 }
 
 static __always_inline void emit_conn(struct conn_event *from, struct task_struct *task, enum event_action action,
-				      bool compat, struct counters *c)
+				      __u32 call_compat, struct counters *c)
 {
 	struct conn_event *e = bpf_ringbuf_reserve(&network_ring, sizeof(*e), 0);
 	__u64 seq = next_seq(c, e != NULL);
@@ -145,12 +145,14 @@ static __always_inline void emit_conn(struct conn_event *from, struct task_struc
 	e->h.size = sizeof(*e);
 	e->h.class = CLASS_NETWORK;
 	e->h.action = action;
-	if (compat)
+	e->call = call_compat & 0xff;
+	if (call_compat >> 8)
 		e->h.flags |= HEADER_COMPAT;
 	bpf_ringbuf_submit(e, 0);
 }
 
-static __noinline int on_connect(struct task_struct *task, __u32 fd, const void *user, int result, bool compat)
+static __noinline int on_connect(struct task_struct *task, __u32 fd, const void *user, int result,
+				 __u32 call_compat)
 {
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
 	struct conn_event e = {};
@@ -178,11 +180,11 @@ static __noinline int on_connect(struct task_struct *task, __u32 fd, const void 
 		a->sk = NULL;
 	e.result = result;
 	e.fd = fd;
-	emit_conn(&e, task, ACTION_CONNECT, compat, c);
+	emit_conn(&e, task, ACTION_CONNECT, call_compat, c);
 	return 0;
 }
 
-static __noinline int on_accept(struct task_struct *task, __u32 fd, bool compat)
+static __noinline int on_accept(struct task_struct *task, __u32 fd, __u32 call_compat)
 {
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
 	struct conn_event e = {};
@@ -195,6 +197,25 @@ static __noinline int on_accept(struct task_struct *task, __u32 fd, bool compat)
 		return 0;
 	read_addresses(&e, sk);
 	e.fd = fd;
-	emit_conn(&e, task, ACTION_ACCEPT, compat, c);
+	emit_conn(&e, task, ACTION_ACCEPT, call_compat, c);
+	return 0;
+}
+
+/* A socket copied onto standard input, output or error: a shell on it talks to whoever is at the other end. */
+static __noinline int on_dup(struct task_struct *task, __u32 fd, __u32 copy, __u32 call_compat)
+{
+	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
+	struct conn_event e = {};
+	struct sock *sk;
+
+	if (!c)
+		return 0;
+	sk = inet_socket(task, copy, &e, c);
+	if (!sk)
+		return 0;
+	read_addresses(&e, sk);
+	e.fd = fd;
+	e.result = copy;
+	emit_conn(&e, task, ACTION_DUP, call_compat, c);
 	return 0;
 }

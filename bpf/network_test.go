@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -291,5 +292,47 @@ func TestAccept(t *testing.T) {
 	c.settle(t)
 	if evs := c.all(by(uint32(os.Getpid()), ActionConnect)); len(evs) > 0 {
 		t.Errorf("an event of the sensor itself: %+v", evs[0].Conn)
+	}
+}
+
+// TestDup: a connected socket on a standard stream is told, whichever call put it there; another descriptor is not.
+func TestDup(t *testing.T) {
+	c := sensor(t)
+	at := listen(t, "tcp4", "127.0.0.1:0")
+	pid := run(t, helper(t, "dup", at.String()))
+	c.settle(t)
+	evs := c.all(by(pid, ActionDup))
+	var got []string
+	for _, ev := range evs {
+		got = append(got, fmt.Sprintf("%s %d", ev.Syscall(), ev.Conn.Result))
+		if ev.Conn.Remote() != at || ev.Conn.FD < 3 || ev.Conn.SockIno == 0 {
+			t.Errorf("%+v, remote %s, want %s", ev.Conn, ev.Conn.Remote(), at)
+		}
+	}
+	if want := []string{"dup3 0", "fcntl 1", "dup 2"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func init() {
+	helpers["dup"] = func(args []string) error {
+		conn, err := net.Dial("tcp4", args[0])
+		if err != nil {
+			return err
+		}
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			return err
+		}
+		return raw.Control(func(s uintptr) {
+			fd := int(s)
+			_, _ = unix.Dup(fd) // no standard stream
+			_ = unix.Dup3(fd, 0, 0)
+			unix.Close(1)
+			_, _ = unix.FcntlInt(s, unix.F_DUPFD, 0)
+			unix.Close(2)
+			_, _ = unix.Dup(fd)
+			_ = unix.Dup3(0, 100, 0)
+		})
 	}
 }

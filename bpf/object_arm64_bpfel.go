@@ -17,11 +17,13 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	objectMapAttempts       = "attempts"
+	objectMapCallScratch    = "call_scratch"
 	objectMapCounters       = "counters"
 	objectMapExecScratch    = "exec_scratch"
 	objectMapExited         = "exited"
 	objectMapFileRing       = "file_ring"
 	objectMapFileScratch    = "file_scratch"
+	objectMapKernelRing     = "kernel_ring"
 	objectMapLedger         = "ledger"
 	objectMapNetworkRing    = "network_ring"
 	objectMapPathScratch    = "path_scratch"
@@ -32,11 +34,13 @@ const (
 	objectProgPicketExit    = "picket_exit"
 	objectProgPicketFork    = "picket_fork"
 	objectProgPicketSetSelf = "picket_set_self"
+	objectProgPicketSignal  = "picket_signal"
 	objectProgPicketSysExit = "picket_sys_exit"
 	objectVarCalls          = "calls"
 	objectVarConfig         = "config"
 	objectVarExitTellsLast  = "exit_tells_last"
 	objectVarLayouts        = "layouts"
+	objectVarRecipes        = "recipes"
 )
 
 // loadObject returns the embedded CollectionSpec for object.
@@ -86,6 +90,7 @@ type objectProgramSpecs struct {
 	PicketExit    *ebpf.ProgramSpec `ebpf:"picket_exit"`
 	PicketFork    *ebpf.ProgramSpec `ebpf:"picket_fork"`
 	PicketSetSelf *ebpf.ProgramSpec `ebpf:"picket_set_self"`
+	PicketSignal  *ebpf.ProgramSpec `ebpf:"picket_signal"`
 	PicketSysExit *ebpf.ProgramSpec `ebpf:"picket_sys_exit"`
 }
 
@@ -94,11 +99,13 @@ type objectProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectMapSpecs struct {
 	Attempts    *ebpf.MapSpec `ebpf:"attempts"`
+	CallScratch *ebpf.MapSpec `ebpf:"call_scratch"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	ExecScratch *ebpf.MapSpec `ebpf:"exec_scratch"`
 	Exited      *ebpf.MapSpec `ebpf:"exited"`
 	FileRing    *ebpf.MapSpec `ebpf:"file_ring"`
 	FileScratch *ebpf.MapSpec `ebpf:"file_scratch"`
+	KernelRing  *ebpf.MapSpec `ebpf:"kernel_ring"`
 	Ledger      *ebpf.MapSpec `ebpf:"ledger"`
 	NetworkRing *ebpf.MapSpec `ebpf:"network_ring"`
 	PathScratch *ebpf.MapSpec `ebpf:"path_scratch"`
@@ -114,6 +121,7 @@ type objectVariableSpecs struct {
 	Config        *ebpf.VariableSpec `ebpf:"config"`
 	ExitTellsLast *ebpf.VariableSpec `ebpf:"exit_tells_last"`
 	Layouts       *ebpf.VariableSpec `ebpf:"layouts"`
+	Recipes       *ebpf.VariableSpec `ebpf:"recipes"`
 }
 
 // objectObjects contains all objects after they have been loaded into the kernel.
@@ -137,11 +145,13 @@ func (o *objectObjects) Close() error {
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectMaps struct {
 	Attempts    *ebpf.Map `ebpf:"attempts"`
+	CallScratch *ebpf.Map `ebpf:"call_scratch"`
 	Counters    *ebpf.Map `ebpf:"counters"`
 	ExecScratch *ebpf.Map `ebpf:"exec_scratch"`
 	Exited      *ebpf.Map `ebpf:"exited"`
 	FileRing    *ebpf.Map `ebpf:"file_ring"`
 	FileScratch *ebpf.Map `ebpf:"file_scratch"`
+	KernelRing  *ebpf.Map `ebpf:"kernel_ring"`
 	Ledger      *ebpf.Map `ebpf:"ledger"`
 	NetworkRing *ebpf.Map `ebpf:"network_ring"`
 	PathScratch *ebpf.Map `ebpf:"path_scratch"`
@@ -152,11 +162,13 @@ type objectMaps struct {
 func (m *objectMaps) Close() error {
 	return _ObjectClose(
 		m.Attempts,
+		m.CallScratch,
 		m.Counters,
 		m.ExecScratch,
 		m.Exited,
 		m.FileRing,
 		m.FileScratch,
+		m.KernelRing,
 		m.Ledger,
 		m.NetworkRing,
 		m.PathScratch,
@@ -173,6 +185,7 @@ type objectVariables struct {
 	Config        *ebpf.Variable `ebpf:"config"`
 	ExitTellsLast *ebpf.Variable `ebpf:"exit_tells_last"`
 	Layouts       *ebpf.Variable `ebpf:"layouts"`
+	Recipes       *ebpf.Variable `ebpf:"recipes"`
 }
 
 // objectPrograms contains all programs after they have been loaded into the kernel.
@@ -184,6 +197,7 @@ type objectPrograms struct {
 	PicketExit    *ebpf.Program `ebpf:"picket_exit"`
 	PicketFork    *ebpf.Program `ebpf:"picket_fork"`
 	PicketSetSelf *ebpf.Program `ebpf:"picket_set_self"`
+	PicketSignal  *ebpf.Program `ebpf:"picket_signal"`
 	PicketSysExit *ebpf.Program `ebpf:"picket_sys_exit"`
 }
 
@@ -194,6 +208,7 @@ func (p *objectPrograms) Close() error {
 		p.PicketExit,
 		p.PicketFork,
 		p.PicketSetSelf,
+		p.PicketSignal,
 		p.PicketSysExit,
 	)
 }

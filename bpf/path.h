@@ -1,27 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Class file: what changes names and attributes of files: rename, unlink, rmdir, mkdir, link, symlink, chmod and
- * chown, at the end of the system call.
- *
- * A call that names a file by its path leaves no kernel object that knows the path when it returns: the text is
- * read from the caller's memory, which another thread can have changed after the kernel read it, and the event
- * says so (PATH_USER). What it is relative to, and files named by a descriptor, are kernel objects.
+ * Class file: what changes names, attributes and sizes of files, at the end of the system call, whether it succeeded
+ * or not. Where each call has what is told of it is in lib/recipe.h.
  */
 #pragma once
 
 #include "lib/maps.h"
-#include "lib/path.h"
-#include "lib/syscall.h"
+#include "lib/recipe.h"
 #include "lib/task.h"
-
-/* A path as a call gives it: the text, and the directory it starts from. */
-struct named {
-	struct walk base;
-	/* The verifier wants room behind base.buf for both bounds of a copy out of it: text is that room. */
-	char text[MAX_PATH];
-	__u32 text_len;
-	__u32 flags; /* enum path_flag */
-};
 
 /* One per CPU is enough, as for exec_scratch: only the program on sys_exit uses it. */
 struct path_scratch {
@@ -37,181 +23,88 @@ struct {
 	__type(value, struct path_scratch);
 } path_scratch SEC(".maps");
 
-#define AT_FDCWD (-100)
 #define AT_REMOVEDIR 0x200
-#define NO_DIRECTORY (-101) /* for read_named: the text stands for itself */
+#define UTIME_SPECIAL 0x3ffffffe /* UTIME_OMIT; UTIME_NOW is one more */
 
-/* Reads the text at user, and walks to the directory fd where that is what it is relative to. */
-static __noinline void read_named(struct named *n, struct task_struct *task, const char *user, int fd)
+/* The modification time that a call sets, in nanoseconds since 1970; NO_NUMBER: now, or it could not be read. */
+static __always_inline __u64 read_time(const struct recipe *r, void *regs, bool compat, struct counters *c)
 {
-	struct fs_struct *fs;
-	struct file *file;
-	long len;
+	__u64 pointer = argument(regs, compat, r->times), t[2] = {};
 
-	n->base.pos = MAX_PATH;
-	n->base.flags = 0;
-	n->flags = PATH_USER;
-	n->text_len = 0;
-	len = bpf_probe_read_user_str(n->text, sizeof(n->text), user);
-	if (len < 1) {
-		n->flags |= PATH_FAULT;
-		return;
+	/* 32-bit programs have times of two layouts, and what they set is in the file's inode. */
+	if (!pointer || compat)
+		return NO_NUMBER;
+	if (bpf_probe_read_user(t, r->times_unit ? 16 : 8, (void *)(pointer + r->times_at))) {
+		count(&c->errors[ERROR_USER_ADDRESS]);
+		return NO_NUMBER;
 	}
-	n->text_len = (len - 1) & (MAX_PATH - 1); /* without the NUL; the mask is for the verifier */
-	if (n->text[0] == '/' || fd == NO_DIRECTORY)
-		return;
-	if (fd == AT_FDCWD) {
-		fs = task->fs;
-		if (fs)
-			walk_path(&n->base, fs->pwd.mnt, fs->pwd.dentry, task);
-		return;
-	}
-	file = open_file(task, fd);
-	if (file)
-		walk_path(&n->base, BPF_CORE_READ(file, f_path.mnt), BPF_CORE_READ(file, f_path.dentry), task);
-	else
-		n->flags |= PATH_FAULT;
+	if (t[1] >= UTIME_SPECIAL)
+		return NO_NUMBER;
+	return t[0] * 1000000000 + t[1] * r->times_unit;
 }
-
-/* The file behind a descriptor: all of it is known to the kernel. */
-static __noinline void walk_file(struct path_scratch *s, struct task_struct *task, __u32 fd)
-{
-	struct file *file = open_file(task, fd);
-	struct named *n = &s->path;
-	struct path_event *e = &s->event;
-	struct inode *inode;
-
-	n->base.pos = MAX_PATH;
-	n->base.flags = 0;
-	n->flags = n->text_len = 0;
-	if (!file) {
-		n->flags = PATH_FAULT;
-		return;
-	}
-	walk_path(&n->base, BPF_CORE_READ(file, f_path.mnt), BPF_CORE_READ(file, f_path.dentry), task);
-	inode = BPF_CORE_READ(file, f_inode);
-	e->ino = BPF_CORE_READ(inode, i_ino);
-	e->dev = encode_dev(BPF_CORE_READ(inode, i_sb, s_dev));
-	e->mode = BPF_CORE_READ(inode, i_mode);
-	e->uid = BPF_CORE_READ(inode, i_uid.val);
-	e->gid = BPF_CORE_READ(inode, i_gid.val);
-}
-
-#define ARG(n) call_argument(regs, compat, n)
-#define PATH(which, arg, fd) read_named(&s->which, task, (const char *)ARG(arg), fd)
 
 static __noinline int on_change(struct task_struct *task, void *regs, long ret, __u32 call_compat)
 {
-	enum call call = call_compat & 0xff;
+	__u32 call = call_compat & 0xff;
 	bool compat = call_compat >> 8;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_FILE);
-	__u32 zero = 0, base_len, len, target_base_len, target_len, at;
+	__u32 zero = 0, fd, base_len, len, target_base_len, target_len, at;
 	struct bpf_dynptr record;
+	const struct recipe *r;
 	struct path_scratch *s;
 	struct path_event *e;
+	struct inode *inode;
 
 	s = bpf_map_lookup_elem(&path_scratch, &zero);
-	if (!c || !s)
+	if (!c || !s || call >= NUM_CALLS)
 		return 0;
+	r = &recipes[call];
 	e = &s->event;
 	__builtin_memset(e, 0, sizeof(*e));
+	e->h.action = r->action;
 	e->new_mode = e->new_uid = e->new_gid = NOT_CHANGED;
-	s->target.base.pos = MAX_PATH;
-	s->target.base.flags = s->target.flags = s->target.text_len = 0;
-	switch (call) {
-	case CALL_RENAME:
-		e->h.action = ACTION_RENAME;
-		PATH(path, 0, AT_FDCWD);
-		PATH(target, 1, AT_FDCWD);
-		break;
-	case CALL_RENAMEAT:
-		e->h.action = ACTION_RENAME;
-		PATH(path, 1, ARG(0));
-		PATH(target, 3, ARG(2));
-		break;
-	case CALL_UNLINK:
-		e->h.action = ACTION_UNLINK;
-		PATH(path, 0, AT_FDCWD);
-		break;
-	case CALL_UNLINKAT:
-		e->h.action = ARG(2) & AT_REMOVEDIR ? ACTION_RMDIR : ACTION_UNLINK;
-		PATH(path, 1, ARG(0));
-		break;
-	case CALL_RMDIR:
-		e->h.action = ACTION_RMDIR;
-		PATH(path, 0, AT_FDCWD);
-		break;
-	case CALL_MKDIR:
-		e->h.action = ACTION_MKDIR;
-		e->new_mode = ARG(1) & 07777;
-		PATH(path, 0, AT_FDCWD);
-		break;
-	case CALL_MKDIRAT:
-		e->h.action = ACTION_MKDIR;
-		e->new_mode = ARG(2) & 07777;
-		PATH(path, 1, ARG(0));
-		break;
-	case CALL_LINK:
-		e->h.action = ACTION_LINK;
-		PATH(target, 0, AT_FDCWD);
-		PATH(path, 1, AT_FDCWD);
-		break;
-	case CALL_LINKAT:
-		e->h.action = ACTION_LINK;
-		PATH(target, 1, ARG(0));
-		PATH(path, 3, ARG(2));
-		break;
-	case CALL_SYMLINK:
-		e->h.action = ACTION_SYMLINK;
-		PATH(target, 0, NO_DIRECTORY);
-		PATH(path, 1, AT_FDCWD);
-		break;
-	case CALL_SYMLINKAT:
-		e->h.action = ACTION_SYMLINK;
-		PATH(target, 0, NO_DIRECTORY);
-		PATH(path, 2, ARG(1));
-		break;
-	case CALL_CHMOD:
-		e->h.action = ACTION_CHMOD;
-		e->new_mode = ARG(1) & 07777;
-		PATH(path, 0, AT_FDCWD);
-		break;
-	case CALL_FCHMODAT:
-		e->h.action = ACTION_CHMOD;
-		e->new_mode = ARG(2) & 07777;
-		PATH(path, 1, ARG(0));
-		break;
-	case CALL_FCHMOD:
-		e->h.action = ACTION_CHMOD;
-		e->new_mode = ARG(1) & 07777;
-		walk_file(s, task, ARG(0));
-		break;
-	case CALL_CHOWN:
-		e->h.action = ACTION_CHOWN;
-		e->new_uid = ARG(1);
-		e->new_gid = ARG(2);
-		PATH(path, 0, AT_FDCWD);
-		break;
-	case CALL_FCHOWNAT:
-		e->h.action = ACTION_CHOWN;
-		e->new_uid = ARG(2);
-		e->new_gid = ARG(3);
-		PATH(path, 1, ARG(0));
-		break;
-	case CALL_FCHOWN:
-		e->h.action = ACTION_CHOWN;
-		e->new_uid = ARG(1);
-		e->new_gid = ARG(2);
-		walk_file(s, task, ARG(0));
-		break;
-	default:
-		return 0;
+	e->number = NO_NUMBER;
+	no_name(&s->target);
+	fd = argument(regs, compat, r->fd ? r->fd : 1);
+	/* utimensat and futimesat without a path: of the descriptor itself */
+	if (r->fd || (r->times && r->dir && !argument(regs, compat, r->path))) {
+		inode = walk_file(&s->path, task, fd);
+		if (inode) {
+			if (call == CALL_FTRUNCATE && !BPF_CORE_READ(inode, i_nlink)) {
+				/* memory of its own, or a file already deleted: no one else's view of files changes */
+				count(&c->filtered);
+				return 0;
+			}
+			e->ino = BPF_CORE_READ(inode, i_ino);
+			e->dev = encode_dev(BPF_CORE_READ(inode, i_sb, s_dev));
+			e->mode = BPF_CORE_READ(inode, i_mode);
+			e->uid = BPF_CORE_READ(inode, i_uid.val);
+			e->gid = BPF_CORE_READ(inode, i_gid.val);
+		}
+	} else {
+		read_named(&s->path, task, (const char *)argument(regs, compat, r->path), directory(regs, compat, r->dir));
 	}
+	if (r->target)
+		read_named(&s->target, task, (const char *)argument(regs, compat, r->target),
+			   directory(regs, compat, r->target_dir));
+	if (r->mode)
+		e->new_mode = argument(regs, compat, r->mode) & (r->action == ACTION_MKNOD ? 0177777 : 07777);
+	if (r->owner) {
+		e->new_uid = argument(regs, compat, r->owner);
+		e->new_gid = argument(regs, compat, r->owner + 1);
+	}
+	if (r->length)
+		e->number = argument(regs, compat, r->length);
+	if (r->times)
+		e->number = read_time(r, regs, compat, c);
+	if (call == CALL_UNLINKAT && argument(regs, compat, 3) & AT_REMOVEDIR)
+		e->h.action = ACTION_RMDIR;
+
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;
 	if (compat)
 		e->h.flags |= HEADER_COMPAT;
-	e->nr = call_number(regs);
+	e->call = call;
 	e->result = ret;
 	e->path_flags = s->path.flags | s->path.base.flags;
 	e->target_flags = s->target.flags | s->target.base.flags;

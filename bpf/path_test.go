@@ -52,6 +52,9 @@ func changes() []change {
 		if p.NewUID == 0 {
 			p.NewUID, p.NewGID = NotChanged, NotChanged
 		}
+		if p.Number == 0 {
+			p.Number = NoNumber
+		}
 		return p
 	}
 	one := func(path string, p PathFields) PathEvent {
@@ -78,6 +81,25 @@ func changes() []change {
 		defer unix.Close(fd)
 		return do(fd)
 	}
+	// Of the open file f, which the earlier changes left with this owner and mode.
+	open := func(p PathFields) PathEvent {
+		p = fields(p)
+		p.PathFlags = 0
+		p.Mode, p.UID, p.GID = unix.S_IFREG|0o640, 7, 8
+		return PathEvent{PathFields: p, Base: []byte("DIR/f")}
+	}
+	attribute := func(e PathEvent) PathEvent {
+		e.TargetFlags, e.Target = PathUser, []byte("security.picket")
+		return e
+	}
+	onFile := func(dir string, do func(fd int) error) error {
+		f, err := os.OpenFile(dir+"/f", os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return do(int(f.Fd()))
+	}
 	list := []change{
 		{"mkdirat", func(dir string) error { return unix.Mkdirat(unix.AT_FDCWD, dir+"/d", 0o750) }, one("DIR/d", PathFields{NewMode: 0o750})},
 		{"mkdirat again", func(dir string) error { return unix.Mkdirat(unix.AT_FDCWD, dir+"/d", 0o750) }, one("DIR/d", PathFields{NewMode: 0o750, Result: -int32(unix.EEXIST)})},
@@ -96,7 +118,7 @@ func changes() []change {
 			}
 			defer f.Close()
 			return unix.Fchmod(int(f.Fd()), 0o640)
-		}, PathEvent{PathFields: PathFields{Mode: unix.S_IFREG | 0o640, NewMode: 0o640, NewUID: NotChanged, NewGID: NotChanged}, Base: []byte("DIR/f")}},
+		}, PathEvent{PathFields: PathFields{Mode: unix.S_IFREG | 0o640, NewMode: 0o640, NewUID: NotChanged, NewGID: NotChanged, Number: NoNumber}, Base: []byte("DIR/f")}},
 		{"fchownat", func(dir string) error { return unix.Fchownat(unix.AT_FDCWD, "f", 1001, 1002, 0) }, one("f", PathFields{NewUID: 1001, NewGID: 1002})},
 		{"fchown", func(dir string) error {
 			f, err := os.Open(dir + "/f")
@@ -105,7 +127,32 @@ func changes() []change {
 			}
 			defer f.Close()
 			return unix.Fchown(int(f.Fd()), 7, 8)
-		}, PathEvent{PathFields: PathFields{Mode: unix.S_IFREG | 0o640, UID: 7, GID: 8, NewMode: NotChanged, NewUID: 7, NewGID: 8}, Base: []byte("DIR/f")}},
+		}, PathEvent{PathFields: PathFields{Mode: unix.S_IFREG | 0o640, UID: 7, GID: 8, NewMode: NotChanged, NewUID: 7, NewGID: 8, Number: NoNumber}, Base: []byte("DIR/f")}},
+		{"mknodat", func(dir string) error { return unix.Mknodat(unix.AT_FDCWD, "null", unix.S_IFCHR|0o600, 1<<8|3) }, one("null", PathFields{NewMode: unix.S_IFCHR | 0o600, Number: 1<<8 | 3})},
+		{"truncate", func(dir string) error { return unix.Truncate(dir+"/f", 5) }, one("DIR/f", PathFields{Number: 5})},
+		{"ftruncate", func(dir string) error { return onFile(dir, func(fd int) error { return unix.Ftruncate(fd, 7) }) }, open(PathFields{Number: 7})},
+		{"ftruncate of memory", func(dir string) error {
+			fd, err := unix.MemfdCreate("m", 0)
+			if err != nil {
+				return err
+			}
+			if err := unix.Ftruncate(fd, 8192); err != nil {
+				return err
+			}
+			return onFile(dir, func(fd int) error { return unix.Ftruncate(fd, 9) }) // the one that is told
+		}, open(PathFields{Number: 9})},
+		{"utimensat", func(dir string) error {
+			return unix.UtimesNanoAt(unix.AT_FDCWD, dir+"/f", []unix.Timespec{{Sec: 5}, {Sec: 1_000_000_000, Nsec: 7}}, 0)
+		}, one("DIR/f", PathFields{Number: 1_000_000_000_000_000_007})},
+		{"utimensat now", func(dir string) error { return rawPath(unix.SYS_UTIMENSAT, unix.AT_FDCWD, dir+"/f", 0, 0) }, one("DIR/f", PathFields{})},
+		{"utimensat of a descriptor", func(dir string) error {
+			return onFile(dir, func(fd int) error { return rawPath(unix.SYS_UTIMENSAT, fd, 0, 0, 0) })
+		}, open(PathFields{})},
+		{"setxattr", func(dir string) error { return unix.Setxattr(dir+"/f", "security.picket", []byte("1"), 0) }, attribute(one("DIR/f", PathFields{}))},
+		{"fsetxattr", func(dir string) error {
+			return onFile(dir, func(fd int) error { return unix.Fsetxattr(fd, "security.picket", []byte("2"), 0) })
+		}, attribute(open(PathFields{}))},
+		{"lremovexattr", func(dir string) error { return unix.Lremovexattr("f", "security.picket") }, attribute(one("f", PathFields{}))},
 		{"unlinkat", func(dir string) error { return unix.Unlinkat(unix.AT_FDCWD, dir+"/hard", 0) }, one("DIR/hard", PathFields{})},
 		{"unlinkat that fails", func(dir string) error { return unix.Unlinkat(unix.AT_FDCWD, dir+"/none", 0) }, one("DIR/none", PathFields{Result: -int32(unix.ENOENT)})},
 		{"unlinkat of a folder", func(dir string) error { return unix.Unlinkat(unix.AT_FDCWD, dir+"/d", unix.AT_REMOVEDIR) }, one("DIR/d", PathFields{})},
@@ -148,6 +195,16 @@ func (c change) action() Action {
 		return ActionSymlink
 	case strings.HasPrefix(name, "chmod"):
 		return ActionChmod
+	case strings.HasPrefix(name, "mknod"):
+		return ActionMknod
+	case strings.HasPrefix(name, "truncate"):
+		return ActionTruncate
+	case strings.HasPrefix(name, "utime"):
+		return ActionUtimes
+	case strings.HasPrefix(name, "setxattr"):
+		return ActionSetxattr
+	case strings.HasPrefix(name, "removexattr"):
+		return ActionRemovexattr
 	default:
 		return ActionChown
 	}
@@ -183,7 +240,7 @@ func TestChanges(t *testing.T) {
 			if name, _, _ := strings.Cut(change.name, " "); ev.Syscall() != name {
 				t.Errorf("the call is %s, want %s", ev.Syscall(), name)
 			}
-			f.Nr = 0
+			f.Call = 0
 			f.Ino, f.Dev, f.BaseLen, f.PathLen, f.TargetBaseLen, f.TargetLen = 0, 0, 0, 0, 0, 0
 			if want.Mode != 0 && want.UID == 0 {
 				f.UID, f.GID = 0, 0

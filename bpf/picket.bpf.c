@@ -3,7 +3,7 @@
 /*
  * Picket's programs: one object, so that rings, counters and settings are declared once and loaded once, and
  * its hash says which run's pins fit. Each concern is a header of its own: process.h,
- * file.h, path.h, network.h.
+ * file.h, path.h, network.h, kernel.h.
  *
  * This file holds what is shared by all system calls: the program on sys_exit. It is run at the end of
  * every system call of the machine, so its first lines decide what Picket costs. It calls the concerns'
@@ -18,6 +18,11 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #include "file.h"
 #include "network.h"
 #include "path.h"
+#include "kernel.h"
+
+/* fcntl.h */
+#define F_DUPFD 0
+#define F_DUPFD_CLOEXEC 1030
 
 /* 32-bit x86: the call's number and a pointer to its arguments, 32 bits each. */
 static __always_inline int on_socketcall(struct task_struct *task, void *regs, long ret)
@@ -27,12 +32,12 @@ static __always_inline int on_socketcall(struct task_struct *task, void *regs, l
 
 	/* SYS_ACCEPT, SYS_ACCEPT4 */
 	if (which == 5 || which == 18)
-		return ret < 0 ? 0 : on_accept(task, ret, true);
+		return ret < 0 ? 0 : on_accept(task, ret, CALL_ACCEPT | 1 << 8);
 	/* SYS_CONNECT */
 	if (which != 3)
 		return 0;
 	if (!bpf_probe_read_user(args, sizeof(args), (void *)call_argument(regs, true, 1)))
-		return on_connect(task, args[0], (void *)(__u64)args[1], ret, true);
+		return on_connect(task, args[0], (void *)(__u64)args[1], ret, CALL_CONNECT | 1 << 8);
 	c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
 	if (c)
 		count(&c->errors[ERROR_USER_ADDRESS]);
@@ -45,7 +50,7 @@ int picket_sys_exit(__u64 *ctx)
 	struct pt_regs *regs = (void *)ctx[0];
 	__u32 nr = call_number(regs);
 	struct task_struct *task;
-	__u32 call;
+	__u32 call, call_compat;
 	bool compat;
 	long ret;
 
@@ -57,19 +62,32 @@ int picket_sys_exit(__u64 *ctx)
 	call = compat ? calls[nr] >> 8 : calls[nr] & 0xff;
 	if (call == CALL_NONE || config.stopped || is_self(task))
 		return 0;
+	call_compat = call | compat << 8;
 	switch (call) {
+	case OPEN_FIRST_CALL ... OPEN_LAST_CALL:
+		return ret < 0 ? 0 : on_open(task, regs, ret, call_compat);
 	case CALL_CONNECT:
-		return on_connect(task, call_argument(regs, compat, 0), (void *)call_argument(regs, compat, 1),
-				  ret, compat);
+		return on_connect(task, call_argument(regs, compat, 0), (void *)call_argument(regs, compat, 1), ret,
+				  call_compat);
 	case CALL_ACCEPT:
-		return ret < 0 ? 0 : on_accept(task, ret, compat);
+	case CALL_ACCEPT4:
+		return ret < 0 ? 0 : on_accept(task, ret, call_compat);
 	case CALL_SOCKETCALL:
 		return on_socketcall(task, regs, ret);
-	case CALL_OPEN ... CALL_CREAT:
-		return ret < 0 ? 0 : on_open(task, regs, ret, call | compat << 8);
-	default:
-		return on_change(task, regs, ret, call | compat << 8);
+	case CALL_FCNTL:
+		if (call_argument(regs, compat, 1) != F_DUPFD && call_argument(regs, compat, 1) != F_DUPFD_CLOEXEC)
+			return 0;
+		/* as dup */
+	case CALL_DUP:
+	case CALL_DUP2:
+	case CALL_DUP3:
+		return ret < 0 || ret > 2 ? 0 : on_dup(task, call_argument(regs, compat, 0), ret, call_compat);
+	case CHANGE_FIRST_CALL ... CHANGE_LAST_CALL:
+		return on_change(task, regs, ret, call_compat);
+	case KERNEL_FIRST_CALL ... KERNEL_LAST_CALL:
+		return on_call(task, regs, ret, call_compat);
 	}
+	return 0;
 }
 
 /* Not attached: the sensor runs it once, so that the kernel itself says who the sensor is. */
@@ -92,6 +110,7 @@ const volatile struct {
 	struct open_event open;
 	struct path_event path_change;
 	struct conn_event conn;
+	struct call_event call;
 	enum layout layout;
 	enum event_class class;
 	enum event_action action;

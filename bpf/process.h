@@ -4,6 +4,7 @@
 
 #include "lib/maps.h"
 #include "lib/path.h"
+#include "lib/syscall.h"
 #include "lib/task.h"
 
 /*
@@ -204,6 +205,8 @@ int picket_exec(__u64 *ctx)
 	e->argc = bprm->argc;
 	if (bprm->interp != bprm->filename)
 		e->flags |= EXEC_SCRIPT;
+	if (bprm->fdpath)
+		e->flags |= EXEC_FD;
 	if (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec))
 		e->flags |= EXEC_SECURE;
 	fill_credentials(e, task);
@@ -252,6 +255,26 @@ int picket_exec(__u64 *ctx)
 	return 0;
 }
 
+/* Which call makes the process, and with which flags. A kernel thread makes one without a call. */
+static __always_inline void fill_clone(struct fork_event *e, struct task_struct *task, struct counters *c)
+{
+	void *regs = (void *)bpf_task_pt_regs(task);
+	bool compat = is_compat(task);
+
+	e->clone_flags = e->pad = e->call = 0;
+	if (task->flags & PF_KTHREAD)
+		return;
+	e->call = current_call(regs, compat);
+	if (compat)
+		e->h.flags |= HEADER_COMPAT;
+	if (e->call == CALL_CLONE)
+		e->clone_flags = (__u32)call_argument(regs, compat, 0);
+	else if (e->call == CALL_CLONE3 &&
+		 /* the first member of struct clone_args, in the caller's memory */
+		 bpf_probe_read_user(&e->clone_flags, sizeof(e->clone_flags), (void *)call_argument(regs, compat, 0)))
+		count(&c->errors[ERROR_USER_ADDRESS]);
+}
+
 SEC("tp_btf/sched_process_fork")
 int picket_fork(__u64 *ctx)
 {
@@ -289,6 +312,7 @@ int picket_fork(__u64 *ctx)
 	}
 	e->child_user_ns = child->cred->user_ns->ns.inum;
 	e->child_flags = child->flags & PF_KTHREAD ? HEADER_KERNEL_THREAD : 0;
+	fill_clone(e, task, c);
 	bpf_ringbuf_submit(e, 0);
 	return 0;
 }

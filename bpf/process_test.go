@@ -308,8 +308,8 @@ func TestExecMemfd(t *testing.T) {
 	if got, want := string(ev.Exec.Exe), "/memfd:nothing to see"; got != want {
 		t.Errorf("exe %q, want %q", got, want)
 	}
-	if ev.Exec.Flags != ExecMemfd || ev.Exec.ExeFlags != PathDeleted|PathOutside {
-		t.Errorf("flags %#x, %#x, want memfd; deleted, outside", ev.Exec.Flags, ev.Exec.ExeFlags)
+	if ev.Exec.Flags != ExecMemfd|ExecFD || ev.Syscall() != "execveat" || ev.Exec.ExeFlags != PathDeleted|PathOutside {
+		t.Errorf("flags %#x, %#x, want memfd, descriptor; deleted, outside", ev.Exec.Flags, ev.Exec.ExeFlags)
 	}
 }
 
@@ -393,6 +393,14 @@ func TestExecIdentity(t *testing.T) {
 					t.Errorf("%s: %v, want %v", what, got, want)
 				}
 			}
+			// Go makes processes by clone, or by clone3 with newer kernels' flags.
+			if call := fork.Syscall(); call != "clone" && call != "clone3" {
+				t.Errorf("forked by %q", call)
+			}
+			if tt.attr != nil && fork.Fork.CloneFlags&uint64(tt.attr.Cloneflags) != uint64(tt.attr.Cloneflags) {
+				t.Errorf("clone flags %#x, want %#x in them", fork.Fork.CloneFlags, tt.attr.Cloneflags)
+			}
+			eq("call", exec.Syscall(), "execve")
 			eq("pid", h.TGID, s.PID)
 			eq("tid", h.TID, s.PID)
 			eq("pid in its namespace", h.NSPID, s.NSPID)
@@ -705,6 +713,9 @@ func TestForkParent(t *testing.T) {
 	ev := c.wait(t, "fork", func(ev *Event) bool { return ev.Header.Action == ActionFork && ev.Fork.ChildTGID == child.PID })
 	if ev.Header.TGID != pid || ev.Fork.ChildParentTGID != uint32(os.Getpid()) || ev.Header.ParentStartTime != ev.Fork.ChildParentStartTime {
 		t.Errorf("forked by %d, parent %d; want %d, %d", ev.Header.TGID, ev.Fork.ChildParentTGID, pid, os.Getpid())
+	}
+	if ev.Syscall() != "clone" || ev.Fork.CloneFlags != syscall.CLONE_PARENT {
+		t.Errorf("%s with flags %#x", ev.Syscall(), ev.Fork.CloneFlags)
 	}
 	// It became our child by that.
 	if _, err := syscall.Wait4(int(child.PID), nil, 0, nil); err != nil {

@@ -41,7 +41,8 @@ var defaults = map[schemas.Class]map[string]any{
 	schemas.File:    {"action": "open", "syscall": "openat", "fd_number": 3, "file_mode": 0o100644},
 	schemas.Network: {"action": "connect", "syscall": "connect", "fd_number": 3, "network_transport": "tcp", "network_type": "ipv4",
 		"network_direction": "outbound", "network_local_address": "10.0.0.5", "network_local_port": 40000},
-	schemas.Audit: {"action": "audit", "audit_stage": "ResponseComplete", "audit_response_code": 200, "audit_authorization_decision": "allow"},
+	schemas.Kernel: {"result": 0},
+	schemas.Audit:  {"action": "audit", "audit_stage": "ResponseComplete", "audit_response_code": 200, "audit_authorization_decision": "allow"},
 }
 
 func load(t *testing.T) *rules.Set {
@@ -136,7 +137,7 @@ func TestPack(t *testing.T) {
 	if node < 14 || audit < 8 {
 		t.Errorf("%d node and %d audit rules", node, audit)
 	}
-	if got := set.Classes(); len(got) != 4 {
+	if got := set.Classes(); len(got) != 5 {
 		t.Errorf("classes %v", got)
 	}
 	if p := set.WatchedPaths(); !slices.Contains(p, "/etc/shadow") || slices.Contains(p, "/") {

@@ -67,6 +67,7 @@ var orderBy = map[Class]string{
 	Process: "cluster, k8s_namespace_name, action, toStartOfHour(time), process_name, time",
 	File:    "cluster, k8s_namespace_name, action, toStartOfHour(time), process_name, time",
 	Network: "cluster, k8s_namespace_name, action, toStartOfHour(time), process_name, time",
+	Kernel:  "cluster, k8s_namespace_name, action, toStartOfHour(time), process_name, time",
 	Audit:   "cluster, audit_namespace, audit_verb, toStartOfHour(time), audit_resource, time",
 	Health:  "cluster, health_service, action, time",
 }
@@ -76,6 +77,7 @@ var aliases = map[Class][]string{
 	Process: {commandLine},
 	File:    {commandLine},
 	Network: {commandLine},
+	Kernel:  {commandLine},
 }
 
 const commandLine = "process_command_line String ALIAS trim(concat(process_command, ' ', process_args)) COMMENT 'process_command and process_args, joined by one space.'"
@@ -95,7 +97,7 @@ func CreateTable(c Class) string {
 	if c != Health {
 		b.WriteString("    INDEX event_id_bloom event_id TYPE bloom_filter(0.01) GRANULARITY 4,\n")
 	}
-	if kernel.Has(c) {
+	if node.Has(c) {
 		b.WriteString("    INDEX container_id_bloom container_id TYPE bloom_filter(0.01) GRANULARITY 4,\n")
 	}
 	s := strings.TrimSuffix(b.String(), ",\n") + "\n"

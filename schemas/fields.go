@@ -14,12 +14,13 @@ const (
 	Process Class = iota
 	File
 	Network
+	Kernel
 	Audit
 	Health
 	numClasses
 )
 
-var classNames = [numClasses]string{"process", "file", "network", "audit", "health"}
+var classNames = [numClasses]string{"process", "file", "network", "kernel", "audit", "health"}
 
 // String returns the name used in subjects, columns and tables.
 func (c Class) String() string {
@@ -37,6 +38,9 @@ func Classes() []Class {
 	}
 	return all
 }
+
+// NodeClasses returns the classes that a sensor sends.
+func NodeClasses() []Class { return []Class{Process, File, Network, Kernel} }
 
 // ParseClass returns the class of that name.
 func ParseClass(name string) (Class, error) {

@@ -15,7 +15,7 @@
 
 /* Numbers that event.go and watch.go repeat; as an enum, they are in the object's BTF. */
 enum layout {
-	LAYOUT_VERSION = 2,
+	LAYOUT_VERSION = 3,
 	MAX_PATH = 4096, /* bytes of each path carried */
 	MAX_ARGS = 8192, /* bytes of arguments carried */
 	WATCH_BYTES = 256, /* bytes of a watched path that are compared */
@@ -26,7 +26,8 @@ enum event_class {
 	CLASS_PROCESS = 0,
 	CLASS_FILE = 1,
 	CLASS_NETWORK = 2,
-	NUM_CLASSES = 3,
+	CLASS_KERNEL = 3,
+	NUM_CLASSES = 4,
 };
 
 enum event_action {
@@ -42,8 +43,15 @@ enum event_action {
 	ACTION_SYMLINK = 22,
 	ACTION_CHMOD = 23,
 	ACTION_CHOWN = 24,
+	ACTION_MKNOD = 25,
+	ACTION_TRUNCATE = 26,
+	ACTION_UTIMES = 27,
+	ACTION_SETXATTR = 28,
+	ACTION_REMOVEXATTR = 29,
 	ACTION_CONNECT = 32,
 	ACTION_ACCEPT = 33,
+	ACTION_DUP = 34,
+	ACTION_CALL = 48,
 };
 
 /* header.flags, common to all events. */
@@ -54,7 +62,7 @@ enum header_flag {
 
 /*
  * What is known of a path besides its bytes; used in exec_event.flags (shifted, see there),
- * open_event.path_flags, path_event.path_flags and target_flags.
+ * open_event.path_flags, path_flags and target_flags of path_event and call_event.
  */
 enum path_flag {
 	PATH_TRUNCATED = 1 << 0, /* longer than the bound: the end (leaf side) is kept */
@@ -102,6 +110,7 @@ enum exec_flag {
 	EXEC_UPPER = 1 << 4, /* on overlayfs: the executable is in the upper (writable) layer */
 	EXEC_SCRIPT = 1 << 5, /* filename names a script, exe its interpreter */
 	EXEC_SECURE = 1 << 6, /* the kernel set AT_SECURE: set-id or file capabilities took effect */
+	EXEC_FD = 1 << 7, /* by execveat, of a descriptor or relative to one */
 };
 
 struct exec_event {
@@ -155,6 +164,9 @@ struct fork_event {
 	__u32 child_net_ns;
 	__u32 child_user_ns;
 	__u32 child_flags; /* enum header_flag */
+	__u64 clone_flags; /* as the caller gave them; 0 for fork and vfork */
+	__u32 call; /* enum call */
+	__u32 pad;
 };
 
 /* The end of a whole process; the header is the last thread that ended. */
@@ -185,34 +197,37 @@ struct open_event {
 	__u32 gid;
 	__u32 nlink;
 	__s32 fd;
-	__u32 nr; /* number of the system call, of the caller's own kind (HEADER_COMPAT) */
+	__u32 call; /* enum call */
 	__u32 pad;
 	__u32 path_flags; /* enum path_flag */
 	__u32 path_len;
 	/* char path[] */
 };
 
-/* In the new_* fields of a path_event: the operation leaves it as it is, or does not set it. */
+/* In the new_* fields and number of a path_event: the operation leaves it as it is, or does not set it. */
 #define NOT_CHANGED 0xffffffff
+#define NO_NUMBER 0xffffffffffffffffULL
 
 /*
  * A change of a name or of attributes, whether it succeeded or not. path is what is changed or made; target
- * of a rename the new path, of a link the file that gets the name, of a symlink the text it holds. Each is a text
+ * of a rename the new path, of a link the file that gets the name, of a symlink the text it holds, of an extended
+ * attribute its name. Each is a text
  * and, where that is relative, its base: the directory it starts from. A file named by a descriptor has a
  * base alone.
  */
 struct path_event {
 	struct header h;
-	__u64 ino; /* of a file named by a descriptor, as the next four; else 0 */
+	__u64 ino; /* of a file named by a descriptor, as dev, mode, uid and gid; else 0 */
+	__u64 number; /* truncate: length; mknod: device; utimes: modification time, ns since 1970; or NO_NUMBER */
 	__s32 result; /* 0 or a negative errno */
 	__u32 dev; /* new_encode_dev */
 	__u32 mode; /* type and permissions, after the change */
 	__u32 uid; /* owner, after the change */
 	__u32 gid;
-	__u32 new_mode; /* chmod: permissions; mkdir: as asked for */
+	__u32 new_mode; /* chmod: permissions; mkdir, mknod: as asked for */
 	__u32 new_uid; /* chown */
 	__u32 new_gid;
-	__u32 nr; /* number of the system call, of the caller's own kind (HEADER_COMPAT) */
+	__u32 call; /* enum call */
 	__u32 pad;
 	__u32 path_flags; /* enum path_flag */
 	__u32 target_flags;
@@ -228,19 +243,52 @@ enum conn_flag {
 	CONN_REMOTE_FROM_USER = 1 << 0,
 };
 
-/* connect: local is the caller; accept: local is the accepting end. */
+/* connect, dup: local is the caller; accept: local is the accepting end. */
 struct conn_event {
 	struct header h;
 	__u64 sock_ino;
-	__s32 result; /* 0 or a negative errno */
-	__s32 fd; /* connect: the socket; accept: the new socket */
+	__s32 result; /* 0 or a negative errno; dup: the new descriptor */
+	__s32 fd; /* connect: the socket; accept: the new socket; dup: the descriptor that was copied */
 	__u16 family; /* AF_INET 2, AF_INET6 10 */
 	__u16 type; /* SOCK_STREAM 1, SOCK_DGRAM 2 */
 	__u16 protocol; /* IPPROTO_* */
 	__u16 flags; /* enum conn_flag */
 	__u16 local_port; /* host byte order */
 	__u16 remote_port;
-	__u32 pad;
+	__u32 call; /* enum call */
 	__u8 local_addr[16]; /* AF_INET uses the first four bytes */
 	__u8 remote_addr[16];
+};
+
+/*
+ * A call of class kernel. The strings are as in path_event; which of them a call has is in lib/recipe.h.
+ */
+struct call_event {
+	struct header h; /* with the credentials and namespaces after the call */
+	__s64 result;
+	__u64 args[6]; /* as the caller had them in registers; a signal has its number alone */
+	__u64 cap_effective; /* after the call */
+	__u64 cap_permitted;
+	__u64 cap_inheritable;
+	__u64 ino; /* of the file behind a descriptor, which for setns is the namespace */
+	__u64 number; /* behind a pointer: lib/recipe.h says which */
+	__u64 subject_start_time; /* the process that a signal goes to, CLOCK_BOOTTIME, ns */
+	__u32 subject_tgid;
+	__u32 call; /* enum call */
+	__u32 type; /* of a BPF program or map; of a perf event */
+	__u32 suid; /* after the call, as the next */
+	__u32 sgid;
+	__u32 fsuid;
+	__u32 fsgid;
+	__u32 uts_ns;
+	__u32 ipc_ns;
+	__u32 cgroup_ns;
+	__u32 path_flags; /* enum path_flag; PATH_USER also for text and number */
+	__u32 target_flags;
+	__u32 base_len;
+	__u32 path_len;
+	__u32 target_base_len;
+	__u32 target_len;
+	char text[64]; /* NUL padded, cut: a file system's type, a name; of a signal the receiver's command name */
+	/* char base[], path[], target_base[], target[] */
 };

@@ -27,7 +27,10 @@ typedef _Bool bool;
 #define NULL ((void *)0)
 
 /* From the BPF interface (linux/bpf.h), whose numbers never change. */
-enum {
+enum bpf_prog_type {
+	BPF_PROG_TYPE_UNSPEC = 0,
+};
+enum bpf_map_type {
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
@@ -84,7 +87,10 @@ enum {
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct pt_regs___x86 {
+	unsigned long bp;
 	unsigned long r10;
+	unsigned long r9;
+	unsigned long r8;
 	unsigned long bx;
 	unsigned long cx;
 	unsigned long dx;
@@ -337,12 +343,36 @@ struct task_struct___arm64 {
 	struct thread_info___arm64 thread_info;
 };
 
+/* An anonymous struct in the kernel; its members are reached as the struct's own. */
+struct kernel_siginfo {
+	int si_code;
+};
+
+struct bpf_prog_aux {
+	char name[16];
+};
+
+struct bpf_prog {
+	enum bpf_prog_type type;
+	struct bpf_prog_aux *aux;
+};
+
+struct bpf_map {
+	enum bpf_map_type map_type;
+	char name[16];
+};
+
+struct bpf_link {
+	struct bpf_prog *prog;
+};
+
 struct linux_binprm {
 	unsigned int secureexec : 1;
 	struct file *file;
 	int argc;
 	const char *filename;
 	const char *interp;
+	const char *fdpath; /* execveat of a descriptor, or relative to one */
 };
 
 struct in6_addr {

@@ -11,7 +11,7 @@
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
-} process_ring SEC(".maps"), file_ring SEC(".maps"), network_ring SEC(".maps");
+} process_ring SEC(".maps"), file_ring SEC(".maps"), network_ring SEC(".maps"), kernel_ring SEC(".maps");
 
 /* Where a read of kernel or user memory failed, or memory was missing. Names in counters.go. */
 enum error_kind {

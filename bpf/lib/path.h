@@ -112,22 +112,12 @@ static long walk_step(__u32 i, struct walk **ctx)
 	return 0;
 }
 
-/* Walks path, which the task in whose root directory it is seen has open; the result is in *w. */
-static __noinline void walk_path(struct walk *w, struct vfsmount *mnt, struct dentry *dentry,
-				 struct task_struct *task)
+static __always_inline void walk_up(struct walk *w, struct vfsmount *mnt, struct dentry *dentry)
 {
-	struct fs_struct *fs = task->fs;
-
 	w->pos = MAX_PATH;
 	w->flags = 0;
 	w->dentry = dentry;
 	w->mnt = mnt;
-	w->root_dentry = NULL;
-	w->root_mnt = NULL;
-	if (fs) {
-		w->root_dentry = fs->root.dentry;
-		w->root_mnt = fs->root.mnt;
-	}
 	if (bpf_core_read(&w->mnt_root, sizeof(w->mnt_root), &mnt->mnt_root)) {
 		w->flags = PATH_FAULT;
 		return;
@@ -137,6 +127,30 @@ static __noinline void walk_path(struct walk *w, struct vfsmount *mnt, struct de
 		w->pos = MAX_PATH - 1;
 		w->buf[MAX_PATH - 1] = '/';
 	}
+}
+
+/* Walks path, which the task in whose root directory it is seen has open; the result is in *w. */
+static __noinline void walk_path(struct walk *w, struct vfsmount *mnt, struct dentry *dentry,
+				 struct task_struct *task)
+{
+	struct fs_struct *fs = task->fs;
+
+	w->root_dentry = NULL;
+	w->root_mnt = NULL;
+	if (fs) {
+		w->root_dentry = fs->root.dentry;
+		w->root_mnt = fs->root.mnt;
+	}
+	walk_up(w, mnt, dentry);
+}
+
+/* Walks path as its mount namespace has it, beyond the task's root directory. */
+static __noinline void walk_to_top(struct walk *w, struct vfsmount *mnt, struct dentry *dentry)
+{
+	w->root_dentry = NULL;
+	w->root_mnt = NULL;
+	walk_up(w, mnt, dentry);
+	w->flags &= ~PATH_OUTSIDE; /* that is where it was to lead */
 }
 
 /* Length of the walked path, bounded for the verifier. */

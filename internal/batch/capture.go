@@ -26,7 +26,7 @@ const captureClass = "class"
 // captureColumns are the raw columns of the classes that a sensor sends.
 func captureColumns() []schemas.FieldID {
 	var ids []schemas.FieldID
-	for _, c := range []schemas.Class{schemas.Process, schemas.File, schemas.Network} {
+	for _, c := range schemas.NodeClasses() {
 		for _, id := range schemas.RawColumns(c) {
 			if !slices.Contains(ids, id) {
 				ids = append(ids, id)

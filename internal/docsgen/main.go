@@ -24,7 +24,7 @@ import (
 const header = "<!-- Written by `make generate` (internal/docsgen) from the code. Do not edit. -->\n\n"
 
 func main() {
-	pages := map[string]string{"fields.md": fields(), "config.md": configs(), "bus.md": busPage()}
+	pages := map[string]string{"fields.md": fields(), "config.md": configs(), "bus.md": busPage(), "calls.md": calls()}
 	for name, text := range pages {
 		if err := os.WriteFile(filepath.Join("docs", "reference", name), []byte(header+text), 0o644); err != nil {
 			fmt.Fprintln(os.Stderr, "docsgen:", err)
@@ -58,6 +58,15 @@ func fields() string {
 			}
 			fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s |\n", f.Name, f.ClickHouseType(), rule, cell(doc))
 		}
+	}
+	return b.String()
+}
+
+func calls() string {
+	var b bytes.Buffer
+	b.WriteString("# Calls of class kernel\n\nEvery system call whose events are rows of the table `kernel`, by `action`. The arguments are keys of `syscall_arguments`, which rules read as `evt.arg.NAME`; where Falco has the call they are called and told as Falco does. Hooks and races: [events.md](../events.md).\n\n| action | call (`syscall`, `evt.type`) | arguments |\n| --- | --- | --- |\n")
+	for _, c := range schemas.Calls() {
+		fmt.Fprintf(&b, "| %s | `%s` | `%s` |\n", c.Action, c.Name, strings.Join(c.Args, "`, `"))
 	}
 	return b.String()
 }

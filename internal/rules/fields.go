@@ -162,14 +162,15 @@ func on(readers []reader, c schemas.Class) *reader {
 }
 
 var (
-	kernelClasses = schemas.SetOf(schemas.Process, schemas.File, schemas.Network)
+	nodeClasses   = schemas.SetOf(schemas.NodeClasses()...)
 	processOnly   = schemas.SetOf(schemas.Process)
 	fileOnly      = schemas.SetOf(schemas.File)
 	networkOnly   = schemas.SetOf(schemas.Network)
+	kernelOnly    = schemas.SetOf(schemas.Kernel)
 	auditOnly     = schemas.SetOf(schemas.Audit)
-	sourceClasses = kernelClasses | auditOnly
+	sourceClasses = nodeClasses | auditOnly
 	numClasses    = len(schemas.Classes())
-	classesOf     = map[string]schemas.ClassSet{"syscall": kernelClasses, "k8s_audit": auditOnly}
+	classesOf     = map[string]schemas.ClassSet{"syscall": nodeClasses, "k8s_audit": auditOnly}
 )
 
 // fieldTable holds every field by its name: plain columns of the registry,
@@ -196,9 +197,11 @@ func buildFields() map[string]*field {
 	}
 	for _, group := range [][]field{eventFields, processFields, fdFields, containerFields, auditFields} {
 		for i := range group {
-			t[group[i].name] = &group[i]
+			f := group[i]
+			t[f.name] = &f
 		}
 	}
+	addCallArguments(t)
 	return t
 }
 
@@ -301,7 +304,7 @@ var missing = map[string]string{
 	"fd.dev.":                       "the numbers of devices are not compared",
 	"fd.containername":              "use container.id and fd.name",
 	"fd.containerdirectory":         "use container.id and fd.directory",
-	"fs.path.":                      "the system calls it is about are not reported",
+	"fs.path.":                      "use evt.arg.path, evt.arg.oldpath and evt.arg.newpath",
 	"proc.acmdline":                 "of ancestors only names and executables are kept",
 	"proc.aargs":                    "of ancestors only names and executables are kept",
 	"proc.apid":                     "of ancestors only names and executables are kept",

@@ -505,7 +505,7 @@ func (b *setBuilder) allTypes(r *Rule, roots []edge) bool {
 		return false
 	}
 	for c := range roots {
-		if kernelClasses.Has(schemas.Class(c)) && (roots[c] == edgeFalse || b.compilers[c].guard(roots[c]) != edgeTrue) {
+		if nodeClasses.Has(schemas.Class(c)) && (roots[c] == edgeFalse || b.compilers[c].guard(roots[c]) != edgeTrue) {
 			return false
 		}
 	}

@@ -54,17 +54,17 @@ func bool01(b bool) (int64, bool) {
 
 var eventFields = []field{
 	{name: "evt.num", kind: kindUint, doc: "Sequence number of the event within its node, CPU, class and boot; from 1.",
-		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) {
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
 			n := r.uint(schemas.Sequence)
 			return int64(n), n != 0
 		})},
 	{name: "evt.dir", doc: "< in every event: system calls are recorded when they return.",
-		readers: []reader{constant(kernelClasses, "<")}},
+		readers: []reader{constant(nodeClasses, "<")}},
 	{name: "evt.source", doc: "syscall or k8s_audit.",
-		readers: []reader{constant(kernelClasses, "syscall"), constant(auditOnly, "k8s_audit")}},
-	{name: "evt.category", doc: "process, file or net.",
-		readers: []reader{constant(processOnly, "process"), constant(fileOnly, "file"), constant(networkOnly, "net")}},
-	{name: "evt.action", doc: "What happened: exec, fork, exit; open, rename, unlink, rmdir, mkdir, link, symlink, chmod, chown; connect, accept; audit. A name of Picket's own.",
+		readers: []reader{constant(nodeClasses, "syscall"), constant(auditOnly, "k8s_audit")}},
+	{name: "evt.category", doc: "process, file, net or system (class kernel).",
+		readers: []reader{constant(processOnly, "process"), constant(fileOnly, "file"), constant(networkOnly, "net"), constant(kernelOnly, "system")}},
+	{name: "evt.action", doc: "What happened: exec, fork, exit; open, rename, unlink, rmdir, mkdir, link, symlink, chmod, chown, mknod, truncate, utimes, setxattr, removexattr; connect, accept, dup; setuid, mount, ptrace and the others of class kernel; audit. A name of Picket's own.",
 		readers: []reader{column(sourceClasses, schemas.Action)}},
 	{name: "evt.time", doc: "Time of day, UTC, with nanoseconds.", readers: textOf(sourceClasses, nil, timeText("15:04:05.000000000", 1))},
 	{name: "evt.time.s", doc: "Time of day, UTC, without the part of a second.", readers: textOf(sourceClasses, nil, timeText("15:04:05", time.Second))},
@@ -76,19 +76,19 @@ var eventFields = []field{
 	{name: "evt.rawtime.ns", kind: kindInt, doc: "Nanoseconds within the second.",
 		readers: number(sourceClasses, func(r *row, _ *argument) (int64, bool) { return r.int(schemas.EventTime) % 1e9, true })},
 	{name: "evt.failed", kind: kindBool, doc: "The system call returned an error.",
-		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) { return bool01(r.int(schemas.Result) < 0) })},
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) { return bool01(r.int(schemas.Result) < 0) })},
 	{name: "evt.is_open_exec", kind: kindBool, doc: "The open created a file that may be executed.",
 		readers: number(fileOnly, func(r *row, _ *argument) (int64, bool) {
 			return bool01(r.b.Bool(schemas.FileCreated, r.i) && r.uint(schemas.FileMode)&0o111 != 0)
 		})},
 	{name: "evt.res", doc: "SUCCESS, or the name of the error, such as ENOENT.",
-		readers: []reader{{classes: kernelClasses, key: func(r *row) uint64 { return uint64(r.int(schemas.Result)) },
+		readers: []reader{{classes: nodeClasses, key: func(r *row) uint64 { return uint64(r.int(schemas.Result)) },
 			text: func(dst []byte, r *row, _ *argument) []byte { return appendResult(dst, r.int(schemas.Result)) }}}},
 	{name: "evt.args", doc: "The arguments of the system call as name=value, separated by blanks.",
-		readers: append(append(textOf(processOnly, nil, execArgs), textOf(fileOnly, nil, fileArgs)...), textOf(networkOnly, nil, socketArgs)...)},
+		readers: slices.Concat(textOf(processOnly, nil, execArgs), textOf(fileOnly, nil, fileArgs), textOf(networkOnly, nil, socketArgs), textOf(kernelOnly, nil, callArgs))},
 
-	{name: "evt.arg.res", kind: kindInt, doc: "Return value of the system call.", readers: []reader{column(kernelClasses, schemas.Result)}},
-	{name: "evt.arg.flags", doc: "File events: the flags of the open, as in O_CREAT|O_WRONLY|O_CLOEXEC, and F_CREATED if it created the file. An exec: EXE_UPPER_LAYER, EXE_FROM_MEMFD.",
+	{name: "evt.arg.res", kind: kindInt, doc: "Return value of the system call.", readers: []reader{column(nodeClasses, schemas.Result)}},
+	{name: "evt.arg.flags", doc: "File events: the flags of the open, as in O_CREAT|O_WRONLY|O_CLOEXEC, and F_CREATED if it created the file. An exec: EXE_UPPER_LAYER, EXE_FROM_MEMFD. A fork: the CLONE_… flags.",
 		readers: []reader{
 			{classes: fileOnly, key: func(r *row) uint64 {
 				if r.str(schemas.Action) != "open" {
@@ -106,6 +106,9 @@ var eventFields = []field{
 				return appendOpenFlags(dst, r.uint(schemas.FileFlags), r.b.Bool(schemas.FileCreated, r.i))
 			}},
 			{classes: processOnly, text: func(dst []byte, r *row, _ *argument) []byte {
+				if r.str(schemas.Action) == "fork" {
+					return append(dst, r.str(schemas.CloneFlags)...)
+				}
 				memfd, upper := r.b.Bool(schemas.ExeMemfd, r.i), r.b.Bool(schemas.ExeUpperLayer, r.i)
 				switch {
 				case memfd && upper:
@@ -151,6 +154,16 @@ var eventFields = []field{
 	{name: "evt.arg.exe", doc: "An exec: argv[0].", readers: []reader{column(processOnly, schemas.ProcessCommand)}},
 	{name: "evt.arg.args", empty: true, doc: "An exec: the arguments after argv[0], joined by one blank.", readers: []reader{column(processOnly, schemas.ProcessArgs)}},
 	{name: "evt.arg.cwd", doc: "An exec: the working directory.", readers: []reader{column(processOnly, schemas.ProcessCwd)}},
+	{name: "evt.arg.sig", doc: "An exit: the signal that ended the process, as in SIGKILL; 0 if none did.", readers: textOf(processOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
+		if r.str(schemas.Action) != "exit" {
+			return dst
+		}
+		sig := r.uint(schemas.ExitSignal)
+		if name := unix.SignalName(syscall.Signal(sig)); name != "" {
+			return append(dst, name...)
+		}
+		return strconv.AppendUint(dst, sig, 10)
+	})},
 	{name: "evt.arg.tuple", doc: "Network events: the connection, as in fd.name.", readers: textOf(networkOnly, nil, appendTuple)},
 }
 
@@ -265,6 +278,9 @@ func execArgs(dst []byte, r *row, _ *argument) []byte {
 	case "exit":
 		dst = strconv.AppendInt(append(dst, "ret="...), r.int(schemas.ExitCode), 10)
 		dst = strconv.AppendUint(append(dst, " sig="...), r.uint(schemas.ExitSignal), 10)
+	case "fork":
+		dst = strconv.AppendInt(append(dst, "res="...), r.int(schemas.Result), 10)
+		dst = append(append(dst, " flags="...), r.str(schemas.CloneFlags)...)
 	}
 	return dst
 }
@@ -306,6 +322,47 @@ func socketArgs(dst []byte, r *row, a *argument) []byte {
 	return appendTuple(append(dst, " tuple="...), r, a)
 }
 
+func callArgs(dst []byte, r *row, _ *argument) []byte {
+	dst = appendResult(append(dst, "res="...), r.int(schemas.Result))
+	for name, value := range r.b.Map(schemas.CallArguments, r.i) {
+		dst = append(append(dst, ' '), name...)
+		dst = append(append(dst, '='), value...)
+	}
+	return dst
+}
+
+// addCallArguments makes every argument of the calls of class kernel a field,
+// or adds it to the field of the same name that other classes have.
+func addCallArguments(t map[string]*field) {
+	users := map[string][]string{}
+	for _, c := range schemas.Calls() {
+		for _, arg := range c.Args {
+			users[arg] = append(users[arg], c.Name)
+		}
+	}
+	for arg, calls := range users {
+		name := "evt.arg." + arg
+		f := t[name]
+		if f == nil {
+			f = &field{name: name, doc: "In words, as Falco tells it. Of "}
+			t[name] = f
+		} else {
+			f.doc += " Class kernel: of "
+		}
+		f.doc += strings.Join(calls, ", ") + "."
+		if f.kind == kindInt {
+			f.readers = append(f.readers, number(kernelOnly, func(r *row, _ *argument) (int64, bool) {
+				n, err := strconv.ParseInt(string(mapValue(nil, r, schemas.CallArguments, arg)), 10, 64)
+				return n, err == nil
+			})...)
+			continue
+		}
+		f.readers = append(f.readers, textOf(kernelOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
+			return mapValue(dst, r, schemas.CallArguments, arg)
+		})...)
+	}
+}
+
 // commandLine appends name and arguments, which is what Falco calls a command
 // line.
 func commandLine(name, args schemas.FieldID) func(dst []byte, r *row, _ *argument) []byte {
@@ -320,7 +377,7 @@ func commandLine(name, args schemas.FieldID) func(dst []byte, r *row, _ *argumen
 
 // orNA appends the column, or Falco's <NA> where it is empty.
 func orNA(id schemas.FieldID) []reader {
-	return textOf(kernelClasses, keys(id), func(dst []byte, r *row, _ *argument) []byte {
+	return textOf(nodeClasses, keys(id), func(dst []byte, r *row, _ *argument) []byte {
 		if s := r.str(id); s != "" {
 			return append(dst, s...)
 		}
@@ -331,7 +388,7 @@ func orNA(id schemas.FieldID) []reader {
 // idName is orNA for names of users and groups, in which id 0 is root also where
 // the host's files do not apply, as in a container.
 func idName(name, id schemas.FieldID) []reader {
-	return []reader{{classes: kernelClasses, text: func(dst []byte, r *row, _ *argument) []byte {
+	return []reader{{classes: nodeClasses, text: func(dst []byte, r *row, _ *argument) []byte {
 		switch s := r.str(name); {
 		case s != "":
 			return append(dst, s...)
@@ -343,12 +400,12 @@ func idName(name, id schemas.FieldID) []reader {
 }
 
 func ancestors(id schemas.FieldID) []reader {
-	return []reader{column(kernelClasses, id)}
+	return []reader{column(nodeClasses, id)}
 }
 
 // ancestor appends the i-th ancestor's entry of a list; 0 is the process itself.
 func ancestor(self, id schemas.FieldID) []reader {
-	return textOf(kernelClasses, keys(self, id), func(dst []byte, r *row, a *argument) []byte {
+	return textOf(nodeClasses, keys(self, id), func(dst []byte, r *row, a *argument) []byte {
 		if a.index == 0 {
 			return append(dst, r.str(self)...)
 		}
@@ -357,15 +414,15 @@ func ancestor(self, id schemas.FieldID) []reader {
 }
 
 var processFields = []field{
-	{name: "proc.name", doc: "The kernel's command name, at most 15 bytes.", readers: []reader{column(kernelClasses, schemas.ProcessName)}},
-	{name: "proc.args", empty: true, doc: "The arguments after argv[0], joined by one blank.", readers: []reader{column(kernelClasses, schemas.ProcessArgs)}},
+	{name: "proc.name", doc: "The kernel's command name, at most 15 bytes.", readers: []reader{column(nodeClasses, schemas.ProcessName)}},
+	{name: "proc.args", empty: true, doc: "The arguments after argv[0], joined by one blank.", readers: []reader{column(nodeClasses, schemas.ProcessArgs)}},
 	{name: "proc.cmdline", doc: "Command name and arguments: proc.name, a blank, proc.args.",
-		readers: textOf(kernelClasses, keys(schemas.ProcessName, schemas.ProcessArgs), commandLine(schemas.ProcessName, schemas.ProcessArgs))},
+		readers: textOf(nodeClasses, keys(schemas.ProcessName, schemas.ProcessArgs), commandLine(schemas.ProcessName, schemas.ProcessArgs))},
 	{name: "proc.exeline", doc: "argv[0] and arguments: proc.exe, a blank, proc.args.",
-		readers: textOf(kernelClasses, keys(schemas.ProcessCommand, schemas.ProcessArgs), commandLine(schemas.ProcessCommand, schemas.ProcessArgs))},
+		readers: textOf(nodeClasses, keys(schemas.ProcessCommand, schemas.ProcessArgs), commandLine(schemas.ProcessCommand, schemas.ProcessArgs))},
 	{name: "proc.pcmdline", doc: "proc.cmdline of the parent.",
-		readers: textOf(kernelClasses, keys(schemas.ParentName, schemas.ParentArgs), commandLine(schemas.ParentName, schemas.ParentArgs))},
-	{name: "proc.pargs", empty: true, doc: "Arguments of the parent after argv[0]. A name of Picket's own.", readers: []reader{column(kernelClasses, schemas.ParentArgs)}},
+		readers: textOf(nodeClasses, keys(schemas.ParentName, schemas.ParentArgs), commandLine(schemas.ParentName, schemas.ParentArgs))},
+	{name: "proc.pargs", empty: true, doc: "Arguments of the parent after argv[0]. A name of Picket's own.", readers: []reader{column(nodeClasses, schemas.ParentArgs)}},
 	{name: "proc.argv", kind: kindList, arg: argMayIdx, withArg: kindText, doc: "The argument vector of an exec, argv[0] first. A name of Picket's own.",
 		readers: []reader{column(processOnly, schemas.ProcessArgv)},
 		argReaders: textOf(processOnly, nil, func(dst []byte, r *row, a *argument) []byte {
@@ -377,7 +434,7 @@ var processFields = []field{
 		readers: ancestors(schemas.AncestorExes), argReaders: ancestor(schemas.ProcessExe, schemas.AncestorExes)},
 	{name: "proc.aexe", kind: kindList, anyIn: true, arg: argMayIdx, withArg: kindText, doc: "argv[0] of the process (0) and its parent (1); of further ancestors, whose arguments are not kept, the executable.",
 		readers: ancestors(schemas.AncestorExes),
-		argReaders: textOf(kernelClasses, keys(schemas.ProcessCommand, schemas.ParentCommand, schemas.AncestorExes), func(dst []byte, r *row, a *argument) []byte {
+		argReaders: textOf(nodeClasses, keys(schemas.ProcessCommand, schemas.ParentCommand, schemas.AncestorExes), func(dst []byte, r *row, a *argument) []byte {
 			switch a.index {
 			case 0:
 				return append(dst, r.str(schemas.ProcessCommand)...)
@@ -387,7 +444,7 @@ var processFields = []field{
 			return nth(dst, r, schemas.AncestorExes, a.index-1)
 		})},
 	{name: "proc.duration", kind: kindInt, doc: "Nanoseconds from the fork of the process to the event.",
-		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) {
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
 			start := r.uint(schemas.ProcessStartBoot)
 			return int64(r.uint(schemas.TimeBoot) - start), start != 0
 		})},
@@ -399,15 +456,15 @@ var processFields = []field{
 	{name: "proc.is_exe_deleted", kind: kindBool, doc: "The executable had no name left in the file system when it was started. A name of Picket's own.",
 		readers: []reader{column(processOnly, schemas.ExeDeleted)}},
 	{name: "proc.is_vpgid_leader", kind: kindBool, doc: "The process leads its process group.",
-		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) {
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
 			return bool01(r.uint(schemas.ProcessGroupPID) == r.uint(schemas.ProcessPID))
 		})},
 	{name: "proc.is_sid_leader", kind: kindBool, doc: "The process leads its session.",
-		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) {
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
 			return bool01(r.uint(schemas.ProcessSessionPID) == r.uint(schemas.ProcessPID))
 		})},
 	{name: "thread.ismain", kind: kindBool, doc: "The thread is the first of its process.",
-		readers: number(kernelClasses, func(r *row, _ *argument) (int64, bool) {
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
 			return bool01(r.uint(schemas.ThreadID) == r.uint(schemas.ProcessPID))
 		})},
 	{name: "thread.cap_effective", doc: "Names of the effective capabilities, separated by blanks.", readers: capabilities(schemas.ProcessCapEffective)},
@@ -420,24 +477,16 @@ var processFields = []field{
 		readers: idName(schemas.ProcessGroupName, schemas.ProcessGroupID)},
 }
 
-// capabilityNames are in the order of their numbers (linux/capability.h).
-var capabilityNames = strings.Fields(`CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID
-CAP_SETUID CAP_SETPCAP CAP_LINUX_IMMUTABLE CAP_NET_BIND_SERVICE CAP_NET_BROADCAST CAP_NET_ADMIN CAP_NET_RAW CAP_IPC_LOCK
-CAP_IPC_OWNER CAP_SYS_MODULE CAP_SYS_RAWIO CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_SYS_PACCT CAP_SYS_ADMIN CAP_SYS_BOOT CAP_SYS_NICE
-CAP_SYS_RESOURCE CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_MKNOD CAP_LEASE CAP_AUDIT_WRITE CAP_AUDIT_CONTROL CAP_SETFCAP
-CAP_MAC_OVERRIDE CAP_MAC_ADMIN CAP_SYSLOG CAP_WAKE_ALARM CAP_BLOCK_SUSPEND CAP_AUDIT_READ CAP_PERFMON CAP_BPF
-CAP_CHECKPOINT_RESTORE`)
-
 func capabilities(id schemas.FieldID) []reader {
-	return []reader{{classes: kernelClasses, key: func(r *row) uint64 { return r.uint(id) },
+	return []reader{{classes: nodeClasses, key: func(r *row) uint64 { return r.uint(id) },
 		text: func(dst []byte, r *row, _ *argument) []byte {
 			start := len(dst)
 			for mask := r.uint(id); mask != 0; mask &= mask - 1 {
-				if n := bits.TrailingZeros64(mask); n < len(capabilityNames) {
+				if n := bits.TrailingZeros64(mask); n < len(schemas.CapabilityNames) {
 					if len(dst) > start {
 						dst = append(dst, ' ')
 					}
-					dst = append(dst, capabilityNames[n]...)
+					dst = append(dst, schemas.CapabilityNames[n]...)
 				}
 			}
 			return dst
@@ -594,7 +643,7 @@ const shortID = 12
 
 var containerFields = []field{
 	{name: "container.id", doc: "First 12 digits of the container's id; host outside of containers.",
-		readers: textOf(kernelClasses, keys(schemas.ContainerID), func(dst []byte, r *row, _ *argument) []byte {
+		readers: textOf(nodeClasses, keys(schemas.ContainerID), func(dst []byte, r *row, _ *argument) []byte {
 			dst, host := onHost(dst, r)
 			if host {
 				return dst
@@ -603,7 +652,7 @@ var containerFields = []field{
 			return append(dst, id[:min(shortID, len(id))]...)
 		})},
 	{name: "container.full_id", doc: "The container's id; host outside of containers.",
-		readers: textOf(kernelClasses, keys(schemas.ContainerID), func(dst []byte, r *row, _ *argument) []byte {
+		readers: textOf(nodeClasses, keys(schemas.ContainerID), func(dst []byte, r *row, _ *argument) []byte {
 			dst, host := onHost(dst, r)
 			if host {
 				return dst
@@ -611,7 +660,7 @@ var containerFields = []field{
 			return append(dst, r.str(schemas.ContainerID)...)
 		})},
 	{name: "container.name", doc: "Name of the container in its pod; host outside of containers.",
-		readers: textOf(kernelClasses, keys(schemas.ContainerID, schemas.K8sContainerName), func(dst []byte, r *row, _ *argument) []byte {
+		readers: textOf(nodeClasses, keys(schemas.ContainerID, schemas.K8sContainerName), func(dst []byte, r *row, _ *argument) []byte {
 			dst, host := onHost(dst, r)
 			if host {
 				return dst
@@ -619,7 +668,7 @@ var containerFields = []field{
 			return append(dst, r.str(schemas.K8sContainerName)...)
 		})},
 	{name: "container.type", doc: "Runtime: containerd, cri-o, docker; host outside of containers.",
-		readers: textOf(kernelClasses, keys(schemas.ContainerID, schemas.ContainerRuntime), func(dst []byte, r *row, _ *argument) []byte {
+		readers: textOf(nodeClasses, keys(schemas.ContainerID, schemas.ContainerRuntime), func(dst []byte, r *row, _ *argument) []byte {
 			dst, host := onHost(dst, r)
 			if host {
 				return dst
@@ -627,7 +676,7 @@ var containerFields = []field{
 			return append(dst, r.str(schemas.ContainerRuntime)...)
 		})},
 	{name: "container.image", doc: "Image as repository:tag.",
-		readers: textOf(kernelClasses, keys(schemas.ContainerImage, schemas.ContainerImageTag), func(dst []byte, r *row, _ *argument) []byte {
+		readers: textOf(nodeClasses, keys(schemas.ContainerImage, schemas.ContainerImageTag), func(dst []byte, r *row, _ *argument) []byte {
 			image, tag := r.str(schemas.ContainerImage), r.str(schemas.ContainerImageTag)
 			dst = append(dst, image...)
 			if image != "" && tag != "" {

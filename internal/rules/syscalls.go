@@ -36,7 +36,7 @@ pidfd_getfd pidfd_open pidfd_send_signal pipe pipe2 pivot_root pkey_alloc pkey_f
 poll ppoll ppoll_time64 prctl pread pread64 preadv preadv2 prlimit64 process_madvise process_mrelease
 process_vm_readv process_vm_writev procexit procinfo pselect6 pselect6_time64 ptrace putpmsg pwrite pwrite64
 pwritev pwritev2 query_module quotactl quotactl_fd read readahead readlink readlinkat readv reboot recvfrom
-recvmmsg recvmmsg_time64 recvmsg remap_file_pages removexattr rename renameat renameat2 request_key
+recvmmsg recvmmsg_time64 recvmsg remap_file_pages removexattr removexattrat rename renameat renameat2 request_key
 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
 rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 rt_tgsigqueueinfo sched_get_priority_max
 sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler
@@ -45,7 +45,7 @@ sched_setscheduler sched_yield seccomp security select semctl semget semop semti
 sendfile sendfile64 sendmmsg sendmsg sendto set_mempolicy set_mempolicy_home_node set_robust_list
 set_thread_area set_tid_address setdomainname setfsgid setfsuid setgid setgroups sethostname setitimer setns
 setpgid setpriority setregid setresgid setresuid setresuid32 setreuid setrlimit setsid setsockopt
-settimeofday setuid setxattr shmat shmctl shmdt shmget shutdown sigaltstack signal signaldeliver signalfd
+settimeofday setuid setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signal signaldeliver signalfd
 signalfd4 sigreturn socket socketcall socketpair splice stat stat64 statfs statfs64 statx swapoff swapon
 switch symlink symlinkat sync sync_file_range sync_file_range2 syncfs sysfs sysinfo syslog tee tgkill time
 timer_create timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64
@@ -70,8 +70,16 @@ var classSyscalls = map[schemas.Class][]string{
 	schemas.Process: {"execve", "execveat", "fork", "vfork", "clone", "clone3", "procexit"},
 	schemas.File: {"open", "openat", "openat2", "creat", "open_by_handle_at",
 		"rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat", "link", "linkat", "symlink", "symlinkat",
-		"chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat"},
-	schemas.Network: {"connect", "accept", "accept4"},
+		"chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat", "mknod", "mknodat",
+		"truncate", "ftruncate", "utime", "utimes", "futimesat", "utimensat",
+		"setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr", "removexattrat"},
+	schemas.Network: {"connect", "accept", "accept4", "dup", "dup2", "dup3", "fcntl"},
+	schemas.Kernel: func() (names []string) {
+		for _, c := range schemas.Calls() {
+			names = append(names, c.Name)
+		}
+		return names
+	}(),
 }
 
 // reportsAny reports whether events of the class can have one of the values.

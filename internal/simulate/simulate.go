@@ -14,10 +14,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +48,7 @@ const Inner = "inner"
 func All() []Behaviour {
 	return []Behaviour{
 		{"reverse-shell", "bash opens an interactive shell over TCP to a listener on loopback", "T1059.004", "Reverse shell command line", false, reverseShell},
+		{"socket-shell", "bash puts a connection to a listener on loopback on its standard input", "T1059.004", "Shell on a socket", false, socketShell},
 		{"fileless-exec", "runs a program from an anonymous memory file", "T1620", "Program run from memory", false, memfdExec},
 		{"deleted-exec", "runs a program whose file is already deleted", "T1070.004", "Deleted program run", false, deletedExec},
 		{"tmp-exec", "runs a program that was just written under /tmp", "T1059", "Program run from a temporary folder", false, copiedExec("/tmp", "updater")},
@@ -65,6 +68,11 @@ func All() []Behaviour {
 		{"core-pattern", "opens /proc/sys/kernel/core_pattern for writing and leaves it as it is", "T1611", "Kernel interface written for an escape", true, touchOpen("/proc/sys/kernel/core_pattern")},
 		{"binary-directory", "writes a file into /usr/local/bin", "T1554", "Program folder written", true, binaryDirectory},
 		{"kernel-module", "starts a program named insmod on a module that does not exist", "T1547.006", "Kernel module tool run", false, fakeTool("insmod", "/tmp/rootkit.ko")},
+		{"module-load", "offers a file that is no module to the kernel as one", "T1547.006", "Kernel module loaded", false, moduleLoad},
+		{"bpf-program", "loads an eBPF program that does nothing and is attached to nothing", "T1014", "eBPF program loaded", false, inner("bpf-program", 0)},
+		{"process-injection", "attaches to a process of its own as a debugger does, and lets it go", "T1055.008", "Another process manipulated", false, inner("process-injection", 0)},
+		{"kill-agent", "kills a process of its own that is named like the audit daemon", "T1562.001", "Security agent stopped", false, killAgent},
+		{"kexec", "asks for a new kernel with arguments that the kernel refuses", "T1014", "Kernel replaced", false, kexec},
 		{"host-namespace", "starts a program named nsenter with the arguments of an escape to the host", "T1611", "Host namespaces entered", false, fakeTool("nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", "/bin/sh")},
 		{"metadata-service", "connects to the cloud metadata address, in a network namespace of its own", "T1552.005", "Cloud metadata service contacted", true, inner("metadata-service", unix.CLONE_NEWNET)},
 		{"service-account-token", "reads a Kubernetes service account token, in a mount namespace of its own", "T1528", "Service account token read", true, inner("service-account-token", unix.CLONE_NEWNS)},
@@ -187,6 +195,15 @@ func copiedExec(where, name string) func(context.Context, *env) error {
 }
 
 func reverseShell(ctx context.Context, e *env) error {
+	return onSocket(ctx, e, "bash -i >& /dev/tcp/127.0.0.1/$PORT 0>&1")
+}
+
+func socketShell(ctx context.Context, e *env) error {
+	return onSocket(ctx, e, "exec 3<>/dev/tcp/127.0.0.1/$PORT; exec <&3; read line")
+}
+
+// onSocket runs a line of bash with a port of loopback that listens.
+func onSocket(ctx context.Context, e *env, line string) error {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -206,9 +223,9 @@ func reverseShell(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "/bin/bash", "-c", "bash -i >& /dev/tcp/127.0.0.1/"+port+" 0>&1")
+	cmd := exec.CommandContext(ctx, "/bin/bash", "-c", line)
 	// An interactive shell runs the user's .bashrc and writes to the history.
-	cmd.Env = append(os.Environ(), "HOME="+e.dir, "HISTFILE=")
+	cmd.Env = append(os.Environ(), "HOME="+e.dir, "HISTFILE=", "PORT="+port)
 	if err := quiet(cmd); err != nil {
 		return err
 	}
@@ -349,12 +366,113 @@ func inner(name string, namespaces uintptr) func(context.Context, *env) error {
 // RunInner is what the re-executed process does.
 func RunInner(name string) error {
 	switch name {
+	case "bpf-program":
+		return bpfProgram()
+	case "process-injection":
+		return processInjection()
 	case "metadata-service":
 		return metadataService()
 	case "service-account-token":
 		return serviceAccountToken()
 	}
 	return fmt.Errorf("there is no inner part %q", name)
+}
+
+// moduleLoad is refused: for its rights, or because the file is no module.
+func moduleLoad(_ context.Context, e *env) error {
+	path := filepath.Join(e.dir, "rootkit.ko")
+	if err := os.WriteFile(path, []byte("no module"), 0o600); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return refused(unix.FinitModule(int(f.Fd()), "", 0))
+}
+
+// refused is for calls that are made to be refused.
+func refused(err error) error {
+	if err == nil {
+		return errors.New("the kernel did not refuse it")
+	}
+	return nil
+}
+
+// kexec asks for flags that do not exist, so that no kernel takes it.
+func kexec(context.Context, *env) error {
+	_, _, errno := unix.Syscall6(unix.SYS_KEXEC_LOAD, 0, 0, 0, ^uintptr(0), 0, 0)
+	return refused(errnoError(errno))
+}
+
+func errnoError(errno syscall.Errno) error {
+	if errno == 0 {
+		return nil
+	}
+	return errno
+}
+
+// bpfProgram loads "return 0"; without the right to it the kernel refuses,
+// which is an attempt all the same.
+func bpfProgram() error {
+	instructions := []uint64{0xb7, 0x95} // r0 = 0; exit
+	license := []byte("GPL\x00")
+	var attr [16]uint64 // union bpf_attr of linux/bpf.h
+	attr[0] = uint64(len(instructions))<<32 | unix.BPF_PROG_TYPE_SOCKET_FILTER
+	attr[1] = uint64(uintptr(unsafe.Pointer(&instructions[0])))
+	attr[2] = uint64(uintptr(unsafe.Pointer(&license[0])))
+	copy((*[16]byte)(unsafe.Pointer(&attr[6]))[:], "simulated")
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(instructions)
+	runtime.KeepAlive(license)
+	switch {
+	case errno == 0:
+		return unix.Close(int(fd))
+	case errno == unix.EPERM, errno == unix.EACCES:
+		return nil
+	}
+	return errno
+}
+
+func processInjection() error {
+	runtime.LockOSThread() // who attaches is a thread
+	victim := exec.Command("sleep", "10")
+	if err := victim.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		_ = victim.Process.Kill() // it may have ended by itself
+		_ = victim.Wait()
+	}()
+	pid := victim.Process.Pid
+	if err := unix.PtraceAttach(pid); err != nil {
+		return err
+	}
+	if _, err := unix.Wait4(pid, nil, 0, nil); err != nil {
+		return err
+	}
+	return unix.PtraceDetach(pid)
+}
+
+func killAgent(ctx context.Context, e *env) error {
+	path := filepath.Join(e.dir, "auditd")
+	if err := copyProgram("sleep", path); err != nil {
+		return err
+	}
+	for {
+		agent := exec.CommandContext(ctx, path, "10")
+		switch err := agent.Start(); {
+		case err == nil:
+			time.Sleep(20 * time.Millisecond) // it runs
+			err = agent.Process.Kill()
+			_ = agent.Wait() // it was killed
+			return err
+		case !errors.Is(err, syscall.ETXTBSY) || ctx.Err() != nil:
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // metadataAddress is where every large cloud serves instance metadata.

@@ -43,7 +43,7 @@ func newColumn(typ string) column {
 		return &nullable[uint32]{}
 	case "Nullable(UInt64)":
 		return &nullable[uint64]{}
-	case "Nullable(Int64)":
+	case "Nullable(Int64)", "Nullable(DateTime64(9, 'UTC'))":
 		return &nullable[int64]{}
 	case "IPv6":
 		return &address{}

@@ -39,6 +39,7 @@ type KernelConfig struct {
 	ProcessRing  int      `yaml:"process_ring_bytes" doc:"Size of the ring buffer of process events, a power of two."`
 	FileRing     int      `yaml:"file_ring_bytes" doc:"Size of the ring buffer of file events, a power of two."`
 	NetworkRing  int      `yaml:"network_ring_bytes" doc:"Size of the ring buffer of network events, a power of two."`
+	KernelRing   int      `yaml:"kernel_ring_bytes" doc:"Size of the ring buffer of events of class kernel, a power of two."`
 	WatchedPaths []string `yaml:"watched_paths" doc:"Path prefixes whose files are also reported when opened for reading only. Files opened for writing or created are always reported."`
 	KeepOnStop   bool     `yaml:"keep_on_stop" doc:"On a clean stop leave the programs running for the next start, so that an upgrade misses nothing. A crash always leaves them."`
 }
@@ -71,7 +72,7 @@ func DefaultConfig() Config {
 		NATS: bus.DefaultConfig(), Log: service.DefaultLog(), Admin: service.DefaultAdmin(),
 		Cluster: "default", Node: host,
 		StateDir: "/var/lib/picket/sensor", SpoolBytes: 256 << 20,
-		Kernel: KernelConfig{Instance: "default", BPFFS: "/sys/fs/bpf", ProcessRing: 4 << 20, FileRing: 8 << 20, NetworkRing: 2 << 20,
+		Kernel: KernelConfig{Instance: "default", BPFFS: "/sys/fs/bpf", ProcessRing: 4 << 20, FileRing: 8 << 20, NetworkRing: 2 << 20, KernelRing: 1 << 20,
 			WatchedPaths: DefaultWatchedPaths()},
 		Redact:        RedactConfig{Enabled: true, Words: redact.DefaultWords()},
 		FlushInterval: 50 * time.Millisecond,
@@ -114,7 +115,7 @@ func (c Config) Validate() error {
 	for _, r := range []struct {
 		key  string
 		size int
-	}{{"process", c.Kernel.ProcessRing}, {"file", c.Kernel.FileRing}, {"network", c.Kernel.NetworkRing}} {
+	}{{"process", c.Kernel.ProcessRing}, {"file", c.Kernel.FileRing}, {"network", c.Kernel.NetworkRing}, {"kernel", c.Kernel.KernelRing}} {
 		if r.size < 4096 || r.size > 1<<30 || r.size&(r.size-1) != 0 {
 			bad("kernel.%s_ring_bytes is %d: use a power of two from 4096 to %d", r.key, r.size, 1<<30)
 		}

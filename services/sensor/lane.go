@@ -39,9 +39,10 @@ type lane struct {
 	ancestors []*proctree.Proc
 	names     []string
 	exes      []string
+	pairs     []string // arguments of a call: name, value, …
 }
 
-var classes = [bpf.NumClasses]schemas.Class{bpf.ClassProcess: schemas.Process, bpf.ClassFile: schemas.File, bpf.ClassNetwork: schemas.Network}
+var classes = [bpf.NumClasses]schemas.Class{bpf.ClassProcess: schemas.Process, bpf.ClassFile: schemas.File, bpf.ClassNetwork: schemas.Network, bpf.ClassKernel: schemas.Kernel}
 
 func newLane(s *sensor, r *bpf.Reader) *lane {
 	c := classes[r.Class()]
@@ -193,8 +194,10 @@ func (l *lane) take() {
 	switch h.Action {
 	case bpf.ActionOpen:
 		l.open()
-	case bpf.ActionConnect, bpf.ActionAccept:
+	case bpf.ActionConnect, bpf.ActionAccept, bpf.ActionDup:
 		l.connection()
+	case bpf.ActionCall:
+		p = l.call(p)
 	default:
 		l.change()
 	}
@@ -220,6 +223,9 @@ func (l *lane) exec() {
 	h, e := &l.ev.Header, &l.ev.Exec
 	argv := splitArgs(e.Args)
 	l.s.redact.Args(argv)
+	if old := l.s.tree.Get(h.TGID, h.StartTime); old != nil {
+		l.before(old)
+	}
 	p := l.s.tree.Exec(h.TGID, h.StartTime, h.ParentTGID, h.Time, func(p *proctree.Proc) {
 		p.Name = bpf.String(h.Comm[:])
 		p.Exe = string(e.Exe)
@@ -229,11 +235,12 @@ func (l *lane) exec() {
 		}
 		p.Cwd = string(e.Cwd)
 		p.TTY, p.SessionID, p.GroupID = e.TTYDev, e.SID, e.PGID
-		p.CapEffective, p.CapPermitted = e.CapEffective, e.CapPermitted
+		p.VPID, p.PIDNS = h.NSPID, h.PIDNS
+		p.HasCredentials, p.UserID, p.CapEffective, p.CapPermitted = true, h.EUID, e.CapEffective, e.CapPermitted
 	})
 	b := l.b
 	b.Str(schemas.Action, "exec")
-	b.Str(schemas.Syscall, "execve")
+	b.Str(schemas.Syscall, l.ev.Syscall())
 	b.List(schemas.ProcessArgv, argv)
 	b.Bool(schemas.ProcessArgsCut, e.Flags&bpf.ExecArgsTruncated != 0)
 	b.Bytes(schemas.ExecFilename, e.Filename)
@@ -259,9 +266,12 @@ func splitArgs(args []byte) []string {
 // fork is told of the child: it is the process that begins to act.
 func (l *lane) fork() {
 	h, f := &l.ev.Header, &l.ev.Fork
-	p := l.s.tree.Fork(f.ChildParentTGID, f.ChildTGID, f.ChildParentStartTime, f.ChildStartTime, h.Time, bpf.String(h.Comm[:]))
+	p := l.s.tree.Fork(f.ChildParentTGID, f.ChildTGID, f.ChildParentStartTime, f.ChildStartTime, h.Time, bpf.String(h.Comm[:]), f.ChildNSPID, f.ChildPIDNS)
 	l.b.Str(schemas.Action, "fork")
-	l.b.Str(schemas.Syscall, "clone")
+	l.b.Str(schemas.Syscall, l.ev.Syscall())
+	if f.CloneFlags != 0 {
+		l.b.Str(schemas.CloneFlags, flags(cloneFlags, f.CloneFlags&^exitSignal))
+	}
 	l.b.Int64(schemas.Result, int64(f.ChildTGID))
 	h.TGID, h.TID, h.NSPID, h.StartTime = f.ChildTGID, f.ChildTGID, f.ChildNSPID, f.ChildStartTime
 	h.ParentTGID, h.CgroupID = f.ChildParentTGID, f.ChildCgroupID
@@ -306,12 +316,18 @@ func (l *lane) change() {
 	b.Int64(schemas.Result, int64(c.Result))
 	b.Str(schemas.FilePath, fullPath(c.Base, c.Path))
 	switch h.Action {
-	case bpf.ActionSymlink:
-		b.Bytes(schemas.FilePathTarget, c.Target)
 	case bpf.ActionRename, bpf.ActionLink:
 		b.Str(schemas.FilePathTarget, fullPath(c.TargetBase, c.Target))
-	case bpf.ActionChmod, bpf.ActionMkdir:
+	case bpf.ActionSymlink, bpf.ActionSetxattr, bpf.ActionRemovexattr:
+		b.Bytes(schemas.FilePathTarget, c.Target)
+	case bpf.ActionChmod, bpf.ActionMkdir, bpf.ActionMknod:
 		b.Uint32(schemas.FileModeNew, c.NewMode)
+	case bpf.ActionTruncate:
+		b.Uint64(schemas.FileSizeNew, c.Number)
+	case bpf.ActionUtimes:
+		if c.Number != bpf.NoNumber {
+			b.Int64(schemas.FileMtimeNew, int64(c.Number))
+		}
 	case bpf.ActionChown:
 		b.Int64(schemas.FileUserIDNew, int64(int32(c.NewUID)))
 		b.Int64(schemas.FileGroupIDNew, int64(int32(c.NewGID)))
@@ -337,13 +353,12 @@ func fullPath(base, p []byte) string {
 
 func (l *lane) connection() {
 	c, b := &l.ev.Conn, l.b
-	if l.ev.Header.Action == bpf.ActionConnect {
-		b.Str(schemas.Action, "connect")
-		b.Str(schemas.Syscall, "connect")
+	b.Str(schemas.Action, l.ev.Header.Action.String())
+	b.Str(schemas.Syscall, l.ev.Syscall())
+	switch l.ev.Header.Action {
+	case bpf.ActionConnect:
 		b.Str(schemas.NetDirection, "outbound")
-	} else {
-		b.Str(schemas.Action, "accept")
-		b.Str(schemas.Syscall, "accept4")
+	case bpf.ActionAccept:
 		b.Str(schemas.NetDirection, "inbound")
 	}
 	b.Int64(schemas.Result, int64(c.Result))

@@ -221,7 +221,7 @@ func TestLive(t *testing.T) {
 	if execs != 300 {
 		t.Errorf("%d of 300 execs of true", execs)
 	}
-	for _, class := range []string{"process", "file", "network"} {
+	for _, class := range []string{"process", "file", "network", "kernel"} {
 		seen, dropped := counters["counters "+class+" kernel_seen"], counters["loss "+class+" ring_full"]
 		if seen == 0 || seen != rows[class]+dropped {
 			t.Errorf("%s: kernel saw %d, published %d, dropped %d", class, seen, rows[class], dropped)
@@ -241,7 +241,7 @@ func TestLiveChanges(t *testing.T) {
 	s := natstest.Start(t)
 	stop := start(t, config(t, s))
 	dir := t.TempDir()
-	cmd := exec.Command("/bin/sh", "-ec", `mkdir d; touch f; mv f d/../g; ln g d/hard; ln -s ../etc/shadow soft; chmod 4755 g; chown 12:34 ./d/hard; rm soft; rm d/hard; rmdir d; ! rm none`)
+	cmd := exec.Command("/bin/sh", "-ec", `mkdir d; touch f; touch -d @1000000000 f; truncate -s 4 f; mknod p p; mv f d/../g; ln g d/hard; ln -s ../etc/shadow soft; chmod 4755 g; chown 12:34 ./d/hard; rm soft; rm d/hard; rmdir d; ! rm none`)
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
@@ -254,27 +254,90 @@ func TestLiveChanges(t *testing.T) {
 			if b.Class() != schemas.File || b.Str(schemas.Action, r) == "open" || b.Str(schemas.ProcessCwd, r) != dir {
 				continue
 			}
-			if !b.Bool(schemas.UserMemory, r) {
+			if b.Str(schemas.Action, r) != "utimes" && b.Str(schemas.Action, r) != "truncate" && !b.Bool(schemas.UserMemory, r) { // those have the file open
 				t.Errorf("%s is not marked", b.Str(schemas.Action, r))
 			}
 			path := strings.Replace(b.Str(schemas.FilePath, r), dir, "DIR", 1)
 			got[b.Str(schemas.Action, r)+" "+path] = strings.Replace(b.Str(schemas.FilePathTarget, r), dir, "DIR", 1) +
-				fmt.Sprintf(" %s %d %o %d:%d", b.Str(schemas.ProcessName, r), b.Int(schemas.Result, r), b.Uint(schemas.FileModeNew, r), b.Int(schemas.FileUserIDNew, r), b.Int(schemas.FileGroupIDNew, r))
+				fmt.Sprintf(" %s %d %o %d:%d %d %d", b.Str(schemas.ProcessName, r), b.Int(schemas.Result, r), b.Uint(schemas.FileModeNew, r), b.Int(schemas.FileUserIDNew, r), b.Int(schemas.FileGroupIDNew, r),
+					b.Uint(schemas.FileSizeNew, r), b.Int(schemas.FileMtimeNew, r))
 		}
 	}
 	for what, want := range map[string]string{
-		"mkdir DIR/d":       " mkdir 0 777 0:0",
-		"rename DIR/f":      "DIR/g mv 0 0 0:0",
-		"link DIR/d/hard":   "DIR/g ln 0 0 0:0",
-		"symlink DIR/soft":  "../etc/shadow ln 0 0 0:0",
-		"chmod DIR/g":       " chmod 0 4755 0:0",
-		"chown DIR/d/hard":  " chown 0 0 12:34",
-		"unlink DIR/soft":   " rm 0 0 0:0",
-		"unlink DIR/d/hard": " rm 0 0 0:0",
-		"rmdir DIR/d":       " rmdir 0 0 0:0",
+		"mkdir DIR/d":       " mkdir 0 777 0:0 0 0",
+		"rename DIR/f":      "DIR/g mv 0 0 0:0 0 0",
+		"link DIR/d/hard":   "DIR/g ln 0 0 0:0 0 0",
+		"symlink DIR/soft":  "../etc/shadow ln 0 0 0:0 0 0",
+		"chmod DIR/g":       " chmod 0 4755 0:0 0 0",
+		"chown DIR/d/hard":  " chown 0 0 12:34 0 0",
+		"unlink DIR/soft":   " rm 0 0 0:0 0 0",
+		"unlink DIR/d/hard": " rm 0 0 0:0 0 0",
+		"rmdir DIR/d":       " rmdir 0 0 0:0 0 0",
+		"utimes DIR/f":      " touch 0 0 0:0 0 1000000000000000000",
+		"truncate DIR/f":    " truncate 0 0 0:0 4 0",
+		"mknod DIR/p":       " mknod 0 10666 0:0 0 0",
 	} {
 		if got[what] != want {
 			t.Errorf("%s is %q, want %q", what, got[what], want)
+		}
+	}
+}
+
+// TestLiveCalls: what shell commands do to namespaces, mounts, roots, users and
+// other processes is told in words, with what it acted on.
+func TestLiveCalls(t *testing.T) {
+	needRoot(t)
+	s := natstest.Start(t)
+	stop := start(t, config(t, s))
+	dir := t.TempDir()
+	victim := exec.Command("sleep", "60")
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer victim.Process.Kill() // when the shell did not
+	cmd := exec.Command("/bin/sh", "-ec", `mkdir m; unshare -m sh -c 'mount -t tmpfs -o noexec none m; umount m'
+		setpriv --reuid 1234 --clear-groups true; ! chroot none true; kill -9 $VICTIM`)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), fmt.Sprint("VICTIM=", victim.Process.Pid))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	_ = victim.Wait() // it was killed
+	time.Sleep(200 * time.Millisecond)
+	stop()
+	got := map[string]string{}
+	for _, b := range batches(t, s) {
+		for r := range b.Rows() {
+			if b.Class() != schemas.Kernel || b.Str(schemas.ProcessCwd, r) != dir {
+				continue
+			}
+			var args []string
+			for k, v := range b.Map(schemas.CallArguments, r) {
+				args = append(args, k+"="+v)
+			}
+			line := fmt.Sprintf("%s %d %s target=%d,%s user=%d,%d path=%s", b.Str(schemas.Action, r), b.Int(schemas.Result, r), strings.Join(args, " "), b.Uint(schemas.TargetPID, r),
+				b.Str(schemas.TargetName, r), b.Uint(schemas.UserIDBefore, r), b.Uint(schemas.ProcessUserID, r), b.Str(schemas.FilePath, r))
+			got[b.Str(schemas.ProcessName, r)+" "+b.Str(schemas.Syscall, r)] = strings.ReplaceAll(line, dir, "DIR")
+		}
+	}
+	pid := victim.Process.Pid
+	for what, want := range map[string]string{
+		"unshare unshare":   "unshare 0 flags=CLONE_NEWNS target=0, user=0,0 path=",
+		"setpriv setresuid": "setuid 0 ruid=1234 euid=1234 suid=1234 target=0, user=0,1234 path=",
+		"chroot chroot":     "chroot -2 path=DIR/none target=0, user=0,0 path=DIR/none",
+		"sh kill":           fmt.Sprintf("signal 0 pid=%d sig=SIGKILL target=%d,sleep user=0,0 path=", pid, pid),
+	} {
+		if got[what] != want {
+			t.Errorf("%s is\n%q, want\n%q", what, got[what], want)
+		}
+	}
+	// mount(8) uses the one or the other interface for it.
+	mount := got["mount mount"] + got["mount move_mount"]
+	if !strings.Contains(mount, "DIR/m") || got["umount umount2"] == "" {
+		t.Errorf("mount %q, umount %q", mount, got["umount umount2"])
+	}
+	if t.Failed() {
+		for k, v := range got {
+			t.Log(k, v)
 		}
 	}
 }

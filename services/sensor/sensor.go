@@ -148,7 +148,7 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 		return nil, err
 	}
 	s.kernel, err = bpf.Load(bpf.Options{Instance: cfg.Kernel.Instance, BPFFS: cfg.Kernel.BPFFS,
-		ProcessRing: cfg.Kernel.ProcessRing, FileRing: cfg.Kernel.FileRing, NetworkRing: cfg.Kernel.NetworkRing})
+		ProcessRing: cfg.Kernel.ProcessRing, FileRing: cfg.Kernel.FileRing, NetworkRing: cfg.Kernel.NetworkRing, KernelRing: cfg.Kernel.KernelRing})
 	if err != nil {
 		s.cgroups.Close()
 		return nil, err

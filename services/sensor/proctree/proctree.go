@@ -25,6 +25,12 @@ type Proc struct {
 	SessionID uint32 // pid of the session leader
 	GroupID   uint32 // pid of the process group leader
 
+	VPID  uint32 // in its own pid namespace,
+	PIDNS uint32 // which is this one; 0: not known
+
+	// What it may do, as last known; HasCredentials is false when it never was.
+	HasCredentials             bool
+	UserID                     uint32 // effective
 	CapEffective, CapPermitted uint64
 
 	// since is when it began to run this program, CLOCK_BOOTTIME ns; 0: at
@@ -174,8 +180,8 @@ func (t *Tree) add(p Proc, parent *node) *Proc {
 }
 
 // Fork records that parent (pid and start) forked child. The child begins with
-// what the parent had.
-func (t *Tree) Fork(parent, child uint32, parentStart, childStart, now uint64, comm string) *Proc {
+// what the parent had, and is vpid in its own pid namespace.
+func (t *Tree) Fork(parent, child uint32, parentStart, childStart, now uint64, comm string, vpid, pidNS uint32) *Proc {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.expire(now)
@@ -183,11 +189,12 @@ func (t *Tree) Fork(parent, child uint32, parentStart, childStart, now uint64, c
 	if n != nil && !same(n.proc.Start, parentStart) {
 		n = nil
 	}
-	p := Proc{PID: child, Start: childStart, Name: comm}
+	p := Proc{Name: comm}
 	if n != nil {
 		p = *n.proc
-		p.PID, p.Start, p.since, p.before = child, childStart, 0, nil
+		p.since, p.before = 0, nil
 	}
+	p.PID, p.Start, p.VPID, p.PIDNS = child, childStart, vpid, pidNS
 	return t.add(p, n)
 }
 
@@ -210,6 +217,39 @@ func (t *Tree) Exec(pid uint32, start uint64, ppid uint32, now uint64, fill func
 	fill(&p)
 	n.proc = &p
 	return &p
+}
+
+// SetCredentials records what a process that the tree returned may do from then
+// on, and returns it so. Where the process runs another program by now, it is
+// that one's affair what it may do.
+func (t *Tree) SetCredentials(p *Proc, user uint32, effective, permitted uint64) *Proc {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	q := *p
+	q.HasCredentials, q.UserID, q.CapEffective, q.CapPermitted = true, user, effective, permitted
+	switch n := t.byPID[p.PID]; {
+	case n == nil:
+	case n.proc == p:
+		n.proc = &q
+	case n.proc.before == p:
+		now := *n.proc
+		now.before = &q
+		n.proc = &now
+	}
+	return &q
+}
+
+// ByVPID returns the process that has an id in a pid namespace of its own, or
+// nil. It looks through the whole tree.
+func (t *Tree) ByVPID(ns, vpid uint32) *Proc {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, n := range t.byPID {
+		if n.proc.VPID == vpid && n.proc.PIDNS == ns && !n.exited {
+			return n.proc
+		}
+	}
+	return nil
 }
 
 // Miss records a process that acts without being known, with what the event

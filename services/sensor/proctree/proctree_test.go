@@ -17,9 +17,9 @@ func names(t *Tree, p *Proc) string {
 func TestForkExecExit(t *testing.T) {
 	tr := New()
 	tr.Add(Proc{PID: 1, Start: 1, Name: "init"}, 0)
-	tr.Fork(1, 10, 1, 100, 100, "init")
+	tr.Fork(1, 10, 1, 100, 100, "init", 0, 0)
 	tr.Exec(10, 100, 1, 105, func(p *Proc) { p.Name, p.Exe = "bash", "/bin/bash" })
-	child := tr.Fork(10, 11, 100, 110, 110, "bash")
+	child := tr.Fork(10, 11, 100, 110, 110, "bash", 0, 0)
 	if child.Exe != "/bin/bash" {
 		t.Errorf("a child begins with what its parent had, got exe %q", child.Exe)
 	}
@@ -45,7 +45,7 @@ func TestForkExecExit(t *testing.T) {
 	if tr.Get(11, 110) == nil {
 		t.Error("an exited process must stay known for late events")
 	}
-	tr.Fork(1, 12, 1, keepExited+300, keepExited+300, "init")
+	tr.Fork(1, 12, 1, keepExited+300, keepExited+300, "init", 0, 0)
 	if tr.Get(11, 110) != nil || tr.Len() != 2 {
 		t.Errorf("exited processes are forgotten in the end: %d known", tr.Len())
 	}
@@ -54,11 +54,11 @@ func TestForkExecExit(t *testing.T) {
 func TestPIDReuse(t *testing.T) {
 	tr := New()
 	tr.Add(Proc{PID: 1, Start: 1, Name: "init"}, 0)
-	tr.Fork(1, 10, 1, 100, 100, "init")
+	tr.Fork(1, 10, 1, 100, 100, "init", 0, 0)
 	tr.Exec(10, 100, 1, 120, func(p *Proc) { p.Name = "old" })
 	old := tr.Get(10, 100)
 	tr.Exit(10, 100, 150)
-	tr.Fork(1, 10, 1, 200, 200, "init")
+	tr.Fork(1, 10, 1, 200, 200, "init", 0, 0)
 	if tr.Get(10, 100) != nil {
 		t.Error("the old process must not be found under the reused pid")
 	}
@@ -68,12 +68,12 @@ func TestPIDReuse(t *testing.T) {
 	if old.Name != "old" {
 		t.Error("a process once returned changed")
 	}
-	tr.Fork(1, 12, 1, keepExited+300, keepExited+300, "init")
+	tr.Fork(1, 12, 1, keepExited+300, keepExited+300, "init", 0, 0)
 	if tr.Get(10, 200) == nil {
 		t.Error("forgetting the old process took the new one along")
 	}
 	// a fork by a process whose pid now belongs to another
-	p := tr.Fork(10, 13, 999_999_999, 400, 400, "ghost")
+	p := tr.Fork(10, 13, 999_999_999, 400, 400, "ghost", 0, 0)
 	if p.Name != "ghost" || names(tr, p) != "" {
 		t.Errorf("child of an unknown process: %+v, ancestors %q", p, names(tr, p))
 	}
@@ -94,7 +94,7 @@ func TestChainIsBounded(t *testing.T) {
 	tr := New()
 	tr.Add(Proc{PID: 1, Start: 1}, 0)
 	for i := uint32(2); i < 1000; i++ {
-		tr.Fork(i-1, i, uint64(i-1), uint64(i), uint64(i), "x")
+		tr.Fork(i-1, i, uint64(i-1), uint64(i), uint64(i), "x", 0, 0)
 		tr.Exit(i-1, uint64(i-1), uint64(i))
 	}
 	n := 0
@@ -178,8 +178,46 @@ func BenchmarkForkExecExit(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		pid, now := uint32(2+i%30000), uint64(i)*1e6
-		tr.Fork(1, pid, 1, now+1, now+1, "x")
+		tr.Fork(1, pid, 1, now+1, now+1, "x", 0, 0)
 		tr.Exec(pid, now+1, 1, now+1, func(p *Proc) { p.Name = "true" })
 		tr.Exit(pid, now+1, now+2)
+	}
+}
+
+// TestSetCredentials: what a process may do changes from a call on; the program
+// that it runs later has its own.
+func TestSetCredentials(t *testing.T) {
+	tr := New()
+	tr.Add(Proc{PID: 5, Start: 1, Name: "a", HasCredentials: true}, 0)
+	p := tr.SetCredentials(tr.Get(5, 1), 33, 2, 3)
+	if now := tr.Get(5, 1); now != p || p.UserID != 33 || p.CapEffective != 2 || p.CapPermitted != 3 || p.Name != "a" {
+		t.Errorf("%+v, returned %+v", now, p)
+	}
+	tr.Exec(5, 1, 0, 100, func(p *Proc) { p.Name, p.UserID = "b", 0 })
+	late := tr.At(5, 1, 50) // an event of before the exec, handled after it
+	if late.Name != "a" || late.UserID != 33 {
+		t.Errorf("before the exec: %+v", late)
+	}
+	if q := tr.SetCredentials(late, 7, 0, 0); q.UserID != 7 || q.Name != "a" || tr.At(5, 1, 60) != q {
+		t.Errorf("a late change: %+v, %+v", q, tr.At(5, 1, 60))
+	}
+	if now := tr.Get(5, 1); now.Name != "b" || now.UserID != 0 {
+		t.Errorf("the program it runs now: %+v", now)
+	}
+}
+
+func TestByVPID(t *testing.T) {
+	tr := New()
+	tr.Fork(1, 50, 1, 10, 10, "x", 3, 4026532000)
+	tr.Fork(1, 51, 1, 10, 10, "y", 3, 4026532001)
+	if p := tr.ByVPID(4026532001, 3); p == nil || p.PID != 51 {
+		t.Errorf("%+v", p)
+	}
+	if p := tr.ByVPID(4026532002, 3); p != nil {
+		t.Errorf("%+v", p)
+	}
+	tr.Exit(51, 10, 20)
+	if p := tr.ByVPID(4026532001, 3); p != nil {
+		t.Errorf("it has exited: %+v", p)
 	}
 }

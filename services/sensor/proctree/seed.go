@@ -83,6 +83,18 @@ func Read(proc string, pid uint32) (p Proc, ppid uint32, err error) {
 	if status, err := os.ReadFile(filepath.Join(dir, "status")); err == nil {
 		p.CapEffective = statusHex(status, "CapEff:")
 		p.CapPermitted = statusHex(status, "CapPrm:")
+		if uids := strings.Fields(statusLine(status, "Uid:")); len(uids) == 4 {
+			user, err := strconv.ParseUint(uids[1], 10, 32)
+			p.UserID, p.HasCredentials = uint32(user), err == nil
+		}
+		if ids := strings.Fields(statusLine(status, "NStgid:")); len(ids) > 0 {
+			id, _ := strconv.ParseUint(ids[len(ids)-1], 10, 32)
+			p.VPID = uint32(id)
+		}
+	}
+	if link, err := os.Readlink(filepath.Join(dir, "ns/pid")); err == nil {
+		id, _ := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(link, "pid:["), "]"), 10, 32)
+		p.PIDNS = uint32(id)
 	}
 	return p, ppid, nil
 }
@@ -95,13 +107,14 @@ func SplitArgs(args []byte) (command, rest string) {
 	return string(first), string(bytes.ReplaceAll(others, []byte{0}, []byte{' '}))
 }
 
-func statusHex(status []byte, key string) uint64 {
-	_, after, ok := bytes.Cut(status, []byte("\n"+key))
-	if !ok {
-		return 0
-	}
+func statusLine(status []byte, key string) string {
+	_, after, _ := bytes.Cut(status, []byte("\n"+key))
 	line, _, _ := bytes.Cut(after, []byte{'\n'})
-	n, _ := strconv.ParseUint(string(bytes.TrimSpace(line)), 16, 64)
+	return string(bytes.TrimSpace(line))
+}
+
+func statusHex(status []byte, key string) uint64 {
+	n, _ := strconv.ParseUint(statusLine(status, key), 16, 64)
 	return n
 }
 

@@ -1,3 +1,0 @@
-package bpf
-
-var oldCalls map[uint32]string
