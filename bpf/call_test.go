@@ -282,7 +282,9 @@ func triggers() []trigger {
 		{"kexec_load", func(string) error { return fails(raw(unix.SYS_KEXEC_LOAD, 0, 99, 0, 0)) }, args(0, 99)},
 		{"swapon", func(dir string) error { return fails(raw(unix.SYS_SWAPON, cstr(dir+"/f"), 0)) }, func(t *testing.T, e *CallEvent, dir string) { equal(t, "path", e.path(), "|"+dir+"/f") }},
 		{"settimeofday", func(string) error { return fails(0, unix.Settimeofday(&unix.Timeval{Sec: 5, Usec: -1})) }, func(t *testing.T, e *CallEvent, _ string) { equal(t, "seconds", e.Number, 5) }},
-		{"clock_settime", func(string) error { return fails(0, unix.ClockSettime(unix.CLOCK_REALTIME, &unix.Timespec{Sec: 6, Nsec: -1})) }, func(t *testing.T, e *CallEvent, _ string) { equal(t, "seconds", e.Number, 6) }},
+		{"clock_settime", func(string) error {
+			return fails(0, unix.ClockSettime(unix.CLOCK_REALTIME, &unix.Timespec{Sec: 6, Nsec: -1}))
+		}, func(t *testing.T, e *CallEvent, _ string) { equal(t, "seconds", e.Number, 6) }},
 		{"sethostname", func(string) error {
 			if err := unix.Unshare(unix.CLONE_NEWUTS); err != nil {
 				return err
