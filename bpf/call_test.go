@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -320,6 +321,7 @@ func triggers() []trigger {
 			if err := cmd.Start(); err != nil {
 				return err
 			}
+			time.Sleep(100 * time.Millisecond)                    // it has its name
 			if err := unix.Kill(cmd.Process.Pid, 0); err != nil { // the probe is no event
 				return err
 			}

@@ -13,7 +13,7 @@ func (ev *Event) Syscall() string {
 		call = ev.Fork.Call
 	case ActionOpen:
 		call = ev.Open.Call
-	case ActionConnect, ActionAccept, ActionDup:
+	case ActionConnect, ActionAccept, ActionDup, ActionSocket, ActionBind, ActionListen, ActionSend, ActionClose:
 		call = ev.Conn.Call
 	case ActionCall:
 		call = ev.Call.Call

@@ -66,6 +66,11 @@ const (
 	ActionConnect     Action = 32
 	ActionAccept      Action = 33
 	ActionDup         Action = 34
+	ActionSocket      Action = 35
+	ActionBind        Action = 36
+	ActionListen      Action = 37
+	ActionSend        Action = 38
+	ActionClose       Action = 39
 	// ActionCall is every call of ClassKernel: its name says which (Event.Syscall).
 	ActionCall Action = 48
 )
@@ -75,7 +80,7 @@ var actionNames = map[Action]string{
 	ActionOpen: "open", ActionRename: "rename", ActionUnlink: "unlink", ActionRmdir: "rmdir", ActionMkdir: "mkdir",
 	ActionLink: "link", ActionSymlink: "symlink", ActionChmod: "chmod", ActionChown: "chown",
 	ActionMknod: "mknod", ActionTruncate: "truncate", ActionUtimes: "utimes", ActionSetxattr: "setxattr", ActionRemovexattr: "removexattr",
-	ActionConnect: "connect", ActionAccept: "accept", ActionDup: "dup", ActionCall: "call",
+	ActionConnect: "connect", ActionAccept: "accept", ActionDup: "dup", ActionSocket: "socket", ActionBind: "bind", ActionListen: "listen", ActionSend: "send", ActionClose: "close", ActionCall: "call",
 }
 
 // String returns the action's name as the rest of Picket writes it.
@@ -127,12 +132,18 @@ const (
 	// ConnRemoteFromUser: the remote address was read from the caller's memory, because the kernel kept
 	// none (the attempt failed before a packet was sent). The caller may have changed it meanwhile.
 	ConnRemoteFromUser uint16 = 1 << 0
+	// ConnLocalFromUser: the same of the local address of a bind that failed, or its path.
+	ConnLocalFromUser uint16 = 1 << 1
+	// ConnAccepted: the connection that is closed was accepted.
+	ConnAccepted uint16 = 1 << 2
 )
 
 // Bounds of the strings in events, in bytes.
 const (
 	MaxPath = 4096 // each of Filename, Exe, Cwd, Path
 	MaxArgs = 8192 // Args
+
+	maxUnixPath = 108 // ConnEvent.Path: sizeof(sockaddr_un.sun_path)
 )
 
 // NoID is the value of LoginUID and SessionID when they were never set.
@@ -314,22 +325,34 @@ type PathEvent struct {
 	Target     []byte
 }
 
-// ConnEvent tells of an IPv4 or IPv6 stream or datagram socket: a connect or accept, or that it was copied onto standard
-// input, output or error.
+// ConnFields is the fixed part of an event of a socket.
+type ConnFields struct {
+	_             structs.HostLayout
+	SockIno       uint64
+	Result        int32  // 0 or a negative errno; -EINPROGRESS: a non-blocking connect has begun; dup, socket: the new descriptor
+	FD            int32  // connect, bind, listen, send: the socket; accept: the new socket; dup: the descriptor that was copied
+	Family        uint16 // unix.AF_UNIX, unix.AF_INET, unix.AF_INET6; of ActionSocket any
+	Type          uint16 // unix.SOCK_…
+	Protocol      uint16 // unix.IPPROTO_…
+	Flags         uint16 // Conn… bits
+	LocalPort     uint16
+	RemotePort    uint16
+	Call          uint32   // see Event.Syscall
+	LocalAddr     [16]byte // IPv4: the first four bytes
+	RemoteAddr    [16]byte
+	BytesSent     uint64 // close: without what was sent again
+	BytesReceived uint64
+	Duration      uint64 // close: ns since the connect or accept
+	Backlog       uint32 // listen
+	PathLen       uint32
+}
+
+// ConnEvent tells of a socket: connect, accept, bind and listen of IPv4 and IPv6 ones, the first datagram to a
+// destination, the end of a TCP connection, one copied onto standard input, output or error; connect, bind and listen
+// of unix sockets; raw and packet sockets made. Path aliases the sample it was decoded from.
 type ConnEvent struct {
-	_          structs.HostLayout
-	SockIno    uint64
-	Result     int32  // 0 or a negative errno; -EINPROGRESS: a non-blocking connect has begun; dup: the new descriptor
-	FD         int32  // connect: the socket; accept: the new socket; dup: the descriptor that was copied
-	Family     uint16 // unix.AF_INET, unix.AF_INET6
-	Type       uint16 // unix.SOCK_STREAM, unix.SOCK_DGRAM
-	Protocol   uint16 // unix.IPPROTO_…
-	Flags      uint16 // Conn… bits
-	LocalPort  uint16
-	RemotePort uint16
-	Call       uint32   // see Event.Syscall
-	LocalAddr  [16]byte // IPv4: the first four bytes
-	RemoteAddr [16]byte
+	ConnFields
+	Path []byte // of a unix socket; an abstract name begins with a NUL byte
 }
 
 // CallFields is the fixed part of a call of ClassKernel.
@@ -450,9 +473,10 @@ func Decode(sample []byte, ev *Event) error {
 		rest, ok = take(rest, &p.PathFields)
 		ok = ok && cut(&rest, p.BaseLen, MaxPath, &p.Base) && cut(&rest, p.PathLen, MaxPath, &p.Path) &&
 			cut(&rest, p.TargetBaseLen, MaxPath, &p.TargetBase) && cut(&rest, p.TargetLen, MaxPath, &p.Target)
-	case ActionConnect, ActionAccept, ActionDup:
+	case ActionConnect, ActionAccept, ActionDup, ActionSocket, ActionBind, ActionListen, ActionSend, ActionClose:
 		class = ClassNetwork
-		rest, ok = take(rest, &ev.Conn)
+		rest, ok = take(rest, &ev.Conn.ConnFields)
+		ok = ok && cut(&rest, ev.Conn.PathLen, maxUnixPath, &ev.Conn.Path)
 	case ActionCall:
 		class = ClassKernel
 		c := &ev.Call
@@ -474,7 +498,7 @@ func Decode(sample []byte, ev *Event) error {
 // fixed are the structs that are copied from a record byte for byte: numbers and byte arrays only, laid out
 // as in lib/event.h (layout_test.go holds both to that).
 type fixed interface {
-	Header | ExecFields | ForkEvent | ExitEvent | OpenFields | PathFields | ConnEvent | CallFields
+	Header | ExecFields | ForkEvent | ExitEvent | OpenFields | PathFields | ConnFields | CallFields
 }
 
 // take copies the beginning of b into *dst and returns what follows it; false when b is too short.

@@ -70,8 +70,9 @@ func records() []record {
 	open.PathLen = 11
 	change := PathEvent{PathFields: number[PathFields](110), Base: []byte("/tmp"), Path: []byte("a"), TargetBase: []byte("/var/tmp"), Target: []byte("../bc")}
 	change.BaseLen, change.PathLen, change.TargetBaseLen, change.TargetLen = 4, 1, 8, 5
-	fork, exit, conn := number[ForkEvent](70), number[ExitEvent](80), number[ConnEvent](100)
+	fork, exit, conn := number[ForkEvent](70), number[ExitEvent](80), ConnEvent{ConnFields: number[ConnFields](100), Path: []byte("\x00abstract")}
 
+	conn.PathLen = 9
 	he, ho, hf, hx, hc := header(ClassProcess, ActionExec), header(ClassFile, ActionOpen), header(ClassProcess, ActionFork), header(ClassProcess, ActionExit), header(ClassNetwork, ActionConnect)
 	be := encode(he, exec.ExecFields, "./true", "/bin/true", "/bin", "true\x00\xff\x00")
 	bo := encode(ho, open.OpenFields, "/etc/passwd")
@@ -81,7 +82,7 @@ func records() []record {
 	call.BaseLen, call.PathLen, call.TargetBaseLen, call.TargetLen = 4, 1, 8, 5
 	hk := header(ClassKernel, ActionCall)
 	bk := encode(hk, call.CallFields, "/tmp", "a", "/var/tmp", "../bc")
-	bf, bx, bc := encode(hf, fork), encode(hx, exit), encode(hc, conn)
+	bf, bx, bc := encode(hf, fork), encode(hx, exit), encode(hc, conn.ConnFields, "\x00abstract")
 	return []record{
 		{"exec", be, func() Event { return Event{Header: sized(he, be), Exec: exec} }},
 		{"open", bo, func() Event { return Event{Header: sized(ho, bo), Open: open} }},
@@ -195,7 +196,7 @@ func TestAddresses(t *testing.T) {
 		{10, append(make([]byte, 15), 1), "[::1]:443"},
 		{10, []byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 2, 3}, "10.1.2.3:443"},
 	} {
-		c := ConnEvent{Family: tt.family, RemotePort: 443, LocalPort: 443}
+		c := ConnEvent{ConnFields: ConnFields{Family: tt.family, RemotePort: 443, LocalPort: 443}}
 		copy(c.RemoteAddr[:], tt.bytes)
 		copy(c.LocalAddr[:], tt.bytes)
 		if want := netip.MustParseAddrPort(tt.want); c.Remote() != want || c.Local() != want {
@@ -251,8 +252,11 @@ func FuzzDecode(f *testing.F) {
 			if !bytes.HasSuffix(b, ev.Open.Path) {
 				t.Fatal("the path is not the record's end")
 			}
-		case ActionConnect, ActionAccept, ActionDup:
-			n += int(unsafe.Sizeof(ev.Conn))
+		case ActionConnect, ActionAccept, ActionDup, ActionSocket, ActionBind, ActionListen, ActionSend, ActionClose:
+			n += int(unsafe.Sizeof(ev.Conn.ConnFields)) + len(ev.Conn.Path)
+			if !bytes.HasSuffix(b, ev.Conn.Path) {
+				t.Fatal("the path is not the record's end")
+			}
 		case ActionCall:
 			c := &ev.Call
 			n += int(unsafe.Sizeof(c.CallFields)) + len(c.Base) + len(c.Path) + len(c.TargetBase) + len(c.Target)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -466,17 +467,46 @@ const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL of linux/membarrier.h
 const (
 	configWatching = 4
 	configStopped  = 16
-	configBytes    = 24
+	configUnwanted = 24
+	configBytes    = 56
 )
+
+// SetUnwanted replaces the set of system calls that are no events: names as [Event.Syscall] has them; "close" is the
+// end of TCP connections. They are not looked at, and not counted. What makes, changes or ends processes cannot be left
+// out.
+func (k *Kernel) SetUnwanted(calls []string) error {
+	var mask [4]uint64
+	for _, name := range calls {
+		i := slices.Index(callNames[:], name)
+		if i <= 0 || strings.HasPrefix(name, "exec") || strings.HasSuffix(name, "fork") || strings.HasPrefix(name, "clone") {
+			return fmt.Errorf("%q is no system call that can be left out", name)
+		}
+		mask[i/64] |= 1 << (i % 64)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return errClosed
+	}
+	var b []byte
+	for _, m := range mask {
+		b = binary.LittleEndian.AppendUint64(b, m)
+	}
+	return k.write(configUnwanted, b)
+}
 
 // set writes one of the programs' settings. The others are not written meanwhile: those that user space
 // does not own are written while it loads.
 func (k *Kernel) set(offset int, value uint32) error {
+	return k.write(offset, binary.LittleEndian.AppendUint32(nil, value))
+}
+
+func (k *Kernel) write(offset int, value []byte) error {
 	config := make([]byte, configBytes)
 	if err := k.maps[mapConfig].Lookup(uint32(0), &config); err != nil {
 		return fmt.Errorf("reading the programs' settings: %w", err)
 	}
-	binary.LittleEndian.PutUint32(config[offset:], value)
+	copy(config[offset:], value)
 	if err := k.maps[mapConfig].Put(uint32(0), config); err != nil {
 		return fmt.Errorf("writing the programs' settings: %w", err)
 	}

@@ -332,6 +332,7 @@ int picket_signal(__u64 *ctx)
 	int code = SI_USER;
 	bool compat;
 	void *regs;
+	__u32 call;
 	__u64 seq;
 
 	if (config.stopped || target->tgid == task->tgid || (__u64)info == SEND_SIG_PRIV)
@@ -341,6 +342,11 @@ int picket_signal(__u64 *ctx)
 	if (code != SI_USER && code != SI_TKILL && code != SI_QUEUE)
 		return 0;
 	if (is_self(task))
+		return 0;
+	regs = (void *)bpf_task_pt_regs(task);
+	compat = is_compat(task);
+	call = current_call(regs, compat);
+	if (!wanted(call))
 		return 0;
 	c = counters_of(bpf_get_smp_processor_id(), CLASS_KERNEL);
 	if (!c)
@@ -356,11 +362,9 @@ int picket_signal(__u64 *ctx)
 	e->h.class = CLASS_KERNEL;
 	e->h.action = ACTION_CALL;
 	fill_state(e, task);
-	regs = (void *)bpf_task_pt_regs(task);
-	compat = is_compat(task);
 	if (compat)
 		e->h.flags |= HEADER_COMPAT;
-	e->call = current_call(regs, compat);
+	e->call = call;
 	e->args[0] = (__u32)ctx[0];
 	e->subject_tgid = target->tgid;
 	e->subject_start_time = target->group_leader->start_boottime;

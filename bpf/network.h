@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Class network: connect, accept, and sockets put on standard streams; IPv4 and IPv6, stream and datagram. */
+/*
+ * Class network: connect, accept, bind, listen and close of IPv4 and IPv6 sockets, the first datagram to each
+ * destination, unix sockets by path, raw and packet sockets, and sockets put on standard streams.
+ */
 #pragma once
 
 #include "lib/maps.h"
@@ -24,6 +27,76 @@ struct {
 	__type(value, struct attempt);
 } attempts SEC(".maps");
 
+/* One per CPU is enough, as for exec_scratch: only the program on sys_exit uses it. */
+struct conn_scratch {
+	struct conn_event event;
+	char path[128]; /* more than UNIX_PATH: the mask in emit_conn allows as much */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct conn_scratch);
+} conn_scratch SEC(".maps");
+
+/* TCP connections that are to be told when they close, by their socket: who made them, and when. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct conn_event);
+} connections SEC(".maps");
+
+/* Destinations that a datagram socket has sent to. One that is pushed out is told again. */
+struct flow {
+	__u64 sk;
+	__u8 addr[16];
+	__u32 port;
+	__u32 ino; /* of the socket: its address is used again sooner */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct flow);
+	__type(value, __u8);
+} flows SEC(".maps");
+
+/* The end of a connection. It may come from an interrupt: who made the connection is told, not who runs now. */
+static __noinline void on_close(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+	struct conn_event *made = bpf_map_lookup_elem(&connections, &key), *e;
+	struct tcp_sock *tcp = (void *)sk;
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct counters *c;
+	__u64 seq;
+
+	if (!made)
+		return;
+	c = counters_of(cpu, CLASS_NETWORK);
+	if (!c || config.stopped)
+		return;
+	e = bpf_ringbuf_reserve(&network_ring, sizeof(*e), 0);
+	seq = next_seq(c, e != NULL);
+	if (e) {
+		__builtin_memcpy(e, made, sizeof(*e));
+		e->h.cpu = cpu;
+		e->h.seq = seq;
+		e->h.time = bpf_ktime_get_boot_ns();
+		e->flags = made->h.action == ACTION_ACCEPT ? CONN_ACCEPTED : 0;
+		e->h.action = ACTION_CLOSE;
+		e->call = CALL_CLOSE;
+		e->duration = e->h.time - made->h.time;
+		e->bytes_sent = BPF_CORE_READ(tcp, bytes_sent) - BPF_CORE_READ(tcp, bytes_retrans);
+		e->bytes_received = BPF_CORE_READ(tcp, bytes_received);
+		bpf_ringbuf_submit(e, 0);
+	}
+	bpf_map_delete_elem(&connections, &key);
+}
+
 SEC("tp_btf/inet_sock_set_state")
 int picket_attempt(__u64 *ctx)
 {
@@ -32,6 +105,8 @@ int picket_attempt(__u64 *ctx)
 	struct attempt *a;
 	struct counters *c;
 
+	if ((int)ctx[2] == TCP_CLOSE)
+		on_close(sk);
 	if ((int)ctx[2] != TCP_SYN_SENT)
 		return 0;
 	task = bpf_get_current_task_btf();
@@ -52,9 +127,16 @@ int picket_attempt(__u64 *ctx)
 	return 0;
 }
 
-/* The socket behind a descriptor, if it is of the kind we tell about. */
-static __always_inline struct sock *inet_socket(struct task_struct *task, __u32 fd, struct conn_event *e,
-						struct counters *c)
+/* A call on a socket: its arguments are in registers or in memory, as the architecture has it. */
+struct socket_call {
+	__u64 args[5];
+	long ret;
+	__u32 call_compat; /* enum call; bit 8: of a 32-bit program */
+};
+
+/* The socket behind a descriptor; NULL if it is none. */
+static __always_inline struct sock *socket_of(struct task_struct *task, __u32 fd, struct conn_event *e,
+					      struct counters *c)
 {
 	struct file *file = open_file(task, fd);
 	struct socket *socket;
@@ -76,11 +158,13 @@ static __always_inline struct sock *inet_socket(struct task_struct *task, __u32 
 	e->family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	e->type = BPF_CORE_READ(sk, sk_type);
 	e->protocol = BPF_CORE_READ(sk, sk_protocol);
-	if (e->family != AF_INET && e->family != AF_INET6)
-		return NULL;
-	if (e->type != SOCK_STREAM && e->type != SOCK_DGRAM)
-		return NULL;
 	return sk;
+}
+
+static __always_inline bool is_inet(const struct conn_event *e)
+{
+	return (e->family == AF_INET || e->family == AF_INET6) &&
+	       (e->type == SOCK_STREAM || e->type == SOCK_DGRAM || e->type == SOCK_RAW);
 }
 
 static __always_inline void read_addresses(struct conn_event *e, struct sock *sk)
@@ -96,6 +180,36 @@ static __always_inline void read_addresses(struct conn_event *e, struct sock *sk
 	}
 }
 
+/* The path a unix socket is bound to, as the kernel keeps it; its length 0 if it has none. */
+static __always_inline void read_unix_path(struct conn_scratch *s, struct sock *sk)
+{
+	struct unix_address *address = BPF_CORE_READ((struct unix_sock *)sk, addr);
+	__u32 len;
+
+	if (!address)
+		return;
+	len = BPF_CORE_READ(address, len) - 2; /* without the family */
+	if (len > UNIX_PATH)
+		return;
+	asm volatile("%0 &= 127" : "+r"(len)); /* for the verifier, which forgets the check above */
+	bpf_probe_read_kernel(s->path, len, (void *)address + bpf_core_field_offset(struct unix_address, name) + 2);
+	s->event.path_len = len;
+}
+
+/* The same from the address that the caller gave. */
+static __always_inline void read_user_path(struct conn_scratch *s, const void *user, __u32 len, struct counters *c)
+{
+	len -= 2;
+	if (len > UNIX_PATH || !len)
+		return;
+	asm volatile("%0 &= 127" : "+r"(len)); /* for the verifier, which forgets the check above */
+	if (bpf_probe_read_user(s->path, len, user + 2)) {
+		count(&c->errors[ERROR_USER_ADDRESS]);
+		return;
+	}
+	s->event.path_len = len;
+}
+
 /* struct sockaddr_in and sockaddr_in6, as far as both are needed. */
 struct user_address {
 	__u16 family;
@@ -104,100 +218,169 @@ struct user_address {
 	__u8 v6[16];
 };
 
+/* Reads an address of the caller's memory; false when it cannot be. */
+static __noinline bool read_user_address(struct conn_event *e, const void *user, bool local)
+{
+	struct user_address addr = {};
+	__u8 *to = local ? e->local_addr : e->remote_addr;
+
+	e->flags |= local ? CONN_LOCAL_FROM_USER : CONN_REMOTE_FROM_USER;
+	__builtin_memset(to, 0, 16);
+	/* The longer read may touch memory the caller has not: then it is a sockaddr_in's 8 bytes. */
+	if (bpf_probe_read_user(&addr, sizeof(addr), user) && bpf_probe_read_user(&addr, 8, user))
+		return false;
+	if (local)
+		e->local_port = bpf_ntohs(addr.port);
+	else
+		e->remote_port = bpf_ntohs(addr.port);
+	if (addr.family == AF_INET6)
+		__builtin_memcpy(to, addr.v6, 16);
+	else if (addr.family == AF_INET && e->family == AF_INET)
+		__builtin_memcpy(to, addr.v4, 4);
+	return true;
+}
+
 /* The destination of an attempt that failed, which the socket no longer has. */
 static __always_inline void read_failed_destination(struct conn_event *e, struct task_struct *task,
 						    struct sock *sk, const void *user, struct counters *c)
 {
 	struct attempt *a = bpf_task_storage_get(&attempts, task, NULL, 0);
-	struct user_address addr = {};
 
 	if (a && a->sk == sk) {
 		e->remote_port = a->port;
 		__builtin_memcpy(e->remote_addr, a->addr, sizeof(e->remote_addr));
 		return;
 	}
-	e->flags |= CONN_REMOTE_FROM_USER;
 	e->remote_port = 0;
-	__builtin_memset(e->remote_addr, 0, sizeof(e->remote_addr));
-	/* The longer read may touch memory the caller has not: then it is a sockaddr_in's 8 bytes. */
-	if (bpf_probe_read_user(&addr, sizeof(addr), user) && bpf_probe_read_user(&addr, 8, user)) {
+	if (!read_user_address(e, user, false))
 		count(&c->errors[ERROR_USER_ADDRESS]);
-		return;
-	}
-	e->remote_port = bpf_ntohs(addr.port);
-	if (addr.family == AF_INET6)
-		__builtin_memcpy(e->remote_addr, addr.v6, 16);
-	else if (addr.family == AF_INET && e->family == AF_INET)
-		__builtin_memcpy(e->remote_addr, addr.v4, 4);
 }
 
-static __always_inline void emit_conn(struct conn_event *from, struct task_struct *task, enum event_action action,
+static __always_inline void emit_conn(struct conn_scratch *s, struct task_struct *task, enum event_action action,
 				      __u32 call_compat, struct counters *c)
 {
-	struct conn_event *e = bpf_ringbuf_reserve(&network_ring, sizeof(*e), 0);
-	__u64 seq = next_seq(c, e != NULL);
+	struct conn_event *from = &s->event, *e;
+	__u32 len = from->path_len & 127; /* at most UNIX_PATH; the mask is for the verifier */
+	struct bpf_dynptr record;
+	__u64 seq;
 
+	fill_header(&from->h, task);
+	from->h.class = CLASS_NETWORK;
+	from->h.action = action;
+	from->h.size = sizeof(*from) + len;
+	from->call = call_compat & 0xff;
+	if (call_compat >> 8)
+		from->h.flags |= HEADER_COMPAT;
+	if (len) {
+		from->h.seq = next_seq(c, !bpf_ringbuf_reserve_dynptr(&network_ring, from->h.size, 0, &record));
+		if (!from->h.seq) {
+			bpf_ringbuf_discard_dynptr(&record, 0);
+			return;
+		}
+		bpf_dynptr_write(&record, 0, from, sizeof(*from), 0);
+		bpf_dynptr_write(&record, sizeof(*from), s->path, len, 0);
+		bpf_ringbuf_submit_dynptr(&record, 0);
+		return;
+	}
+	e = bpf_ringbuf_reserve(&network_ring, sizeof(*e), 0);
+	seq = next_seq(c, e != NULL);
 	if (!e)
 		return;
-	*e = *from;
-	fill_header(&e->h, task);
-	e->h.seq = seq;
-	e->h.size = sizeof(*e);
-	e->h.class = CLASS_NETWORK;
-	e->h.action = action;
-	e->call = call_compat & 0xff;
-	if (call_compat >> 8)
-		e->h.flags |= HEADER_COMPAT;
+	from->h.seq = seq;
+	__builtin_memcpy(e, from, sizeof(*e));
 	bpf_ringbuf_submit(e, 0);
 }
 
-static __noinline int on_connect(struct task_struct *task, __u32 fd, const void *user, int result,
-				 __u32 call_compat)
+/* The scratch, empty; NULL never happens. */
+static __always_inline struct conn_scratch *new_conn(void)
 {
+	__u32 zero = 0;
+	struct conn_scratch *s = bpf_map_lookup_elem(&conn_scratch, &zero);
+
+	if (s)
+		__builtin_memset(&s->event, 0, sizeof(s->event));
+	return s;
+}
+
+/* Remembers a connection that has begun, for when it ends. */
+static __always_inline void remember(struct conn_scratch *s, struct sock *sk, struct counters *c)
+{
+	__u64 key = (__u64)sk;
+
+	if (s->event.protocol == IPPROTO_TCP && wanted(CALL_CLOSE) &&
+	    bpf_map_update_elem(&connections, &key, &s->event, 0))
+		count(&c->errors[ERROR_STORAGE]);
+}
+
+static __noinline int on_connect(struct task_struct *task, const struct socket_call *call)
+{
+	const void *user = (void *)call->args[1];
+	__u32 fd = call->args[0];
+	int result = call->ret;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
-	struct conn_event e = {};
+	struct conn_scratch *s = new_conn();
+	struct conn_event *e;
 	struct attempt *a;
 	struct sock *sk;
 
-	if (!c)
+	if (!c || !s)
 		return 0;
-	sk = inet_socket(task, fd, &e, c);
+	e = &s->event;
+	sk = socket_of(task, fd, e, c);
 	if (!sk)
 		return 0;
 	if (result <= -ERESTARTSYS && result >= -ERESTART_LAST)
 		result = -EINTR; /* the caller sees this, or the call again */
-	read_addresses(&e, sk);
+	e->result = result;
+	e->fd = fd;
+	if (e->family == AF_UNIX) {
+		struct sock *peer = BPF_CORE_READ((struct unix_sock *)sk, peer);
+
+		if (!result && peer) {
+			read_unix_path(s, peer);
+		} else {
+			e->flags |= CONN_REMOTE_FROM_USER;
+			read_user_path(s, user, call->args[2], c);
+		}
+		emit_conn(s, task, ACTION_CONNECT, call->call_compat, c);
+		return 0;
+	}
+	if (!is_inet(e))
+		return 0;
+	read_addresses(e, sk);
 	if (result == -EALREADY || result == -EISCONN ||
-	    (!result && !e.remote_port && !*(__u32 *)e.remote_addr)) {
+	    (!result && !e->remote_port && !*(__u32 *)e->remote_addr)) {
 		/* asked again about a connect told before; or AF_UNSPEC, which ends an association */
 		count(&c->filtered);
 		return 0;
 	}
 	if (result && result != -EINPROGRESS && result != -EINTR)
-		read_failed_destination(&e, task, sk, user, c);
+		read_failed_destination(e, task, sk, user, c);
 	a = bpf_task_storage_get(&attempts, task, NULL, 0);
 	if (a && result != -EINPROGRESS && result != -EINTR)
 		a->sk = NULL;
-	e.result = result;
-	e.fd = fd;
-	emit_conn(&e, task, ACTION_CONNECT, call_compat, c);
+	emit_conn(s, task, ACTION_CONNECT, call->call_compat, c);
+	if (!result || result == -EINPROGRESS)
+		remember(s, sk, c);
 	return 0;
 }
 
-static __noinline int on_accept(struct task_struct *task, __u32 fd, __u32 call_compat)
+static __noinline int on_accept(struct task_struct *task, const struct socket_call *call)
 {
+	__u32 fd = call->ret;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
-	struct conn_event e = {};
+	struct conn_scratch *s = new_conn();
 	struct sock *sk;
 
-	if (!c)
+	if (!c || !s)
 		return 0;
-	sk = inet_socket(task, fd, &e, c);
-	if (!sk)
+	sk = socket_of(task, fd, &s->event, c);
+	if (!sk || !is_inet(&s->event))
 		return 0;
-	read_addresses(&e, sk);
-	e.fd = fd;
-	emit_conn(&e, task, ACTION_ACCEPT, call_compat, c);
+	read_addresses(&s->event, sk);
+	s->event.fd = fd;
+	emit_conn(s, task, ACTION_ACCEPT, call->call_compat, c);
+	remember(s, sk, c);
 	return 0;
 }
 
@@ -205,17 +388,164 @@ static __noinline int on_accept(struct task_struct *task, __u32 fd, __u32 call_c
 static __noinline int on_dup(struct task_struct *task, __u32 fd, __u32 copy, __u32 call_compat)
 {
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
-	struct conn_event e = {};
+	struct conn_scratch *s = new_conn();
 	struct sock *sk;
 
-	if (!c)
+	if (!c || !s)
 		return 0;
-	sk = inet_socket(task, copy, &e, c);
+	sk = socket_of(task, copy, &s->event, c);
+	if (!sk || !is_inet(&s->event))
+		return 0;
+	read_addresses(&s->event, sk);
+	s->event.fd = fd;
+	s->event.result = copy;
+	emit_conn(s, task, ACTION_DUP, call_compat, c);
+	return 0;
+}
+
+/* linux/socket.h, as far as they decide what is an event */
+#define AF_NETLINK 16
+#define AF_PACKET 17
+#define AF_ALG 38
+#define AF_VSOCK 40
+#define AF_XDP 44
+#define SOCK_TYPE_MASK 0xf
+
+/* Sockets that see or send packets past the protocols, or reach what no network has; the others show when used. */
+static __noinline int on_socket(struct task_struct *task, const struct socket_call *call)
+{
+	__u32 family = call->args[0], type = call->args[1] & SOCK_TYPE_MASK;
+	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
+	struct conn_scratch *s;
+
+	switch (family) {
+	case AF_PACKET:
+	case AF_ALG:
+	case AF_VSOCK:
+	case AF_XDP:
+		break;
+	case AF_NETLINK:
+	case AF_UNIX:
+		return 0;
+	default:
+		if (type != SOCK_RAW)
+			return 0;
+	}
+	s = new_conn();
+	if (!c || !s)
+		return 0;
+	s->event.family = family;
+	s->event.type = type;
+	s->event.protocol = call->args[2];
+	s->event.result = call->ret;
+	s->event.fd = call->ret;
+	emit_conn(s, task, ACTION_SOCKET, call->call_compat, c);
+	return 0;
+}
+
+static __noinline int on_bind(struct task_struct *task, const struct socket_call *call)
+{
+	const void *user = (void *)call->args[1];
+	__u32 fd = call->args[0];
+	int result = call->ret;
+	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
+	struct conn_scratch *s = new_conn();
+	struct conn_event *e;
+	struct sock *sk;
+
+	if (!c || !s)
+		return 0;
+	e = &s->event;
+	sk = socket_of(task, fd, e, c);
 	if (!sk)
 		return 0;
-	read_addresses(&e, sk);
-	e.fd = fd;
-	e.result = copy;
-	emit_conn(&e, task, ACTION_DUP, call_compat, c);
+	e->fd = fd;
+	e->result = result;
+	if (e->family == AF_UNIX) {
+		if (!result) {
+			read_unix_path(s, sk);
+		} else {
+			e->flags |= CONN_LOCAL_FROM_USER;
+			read_user_path(s, user, call->args[2], c);
+		}
+	} else if (!is_inet(e)) {
+		return 0;
+	} else {
+		read_addresses(e, sk);
+		if (result && !read_user_address(e, user, true))
+			count(&c->errors[ERROR_USER_ADDRESS]);
+	}
+	emit_conn(s, task, ACTION_BIND, call->call_compat, c);
 	return 0;
+}
+
+static __noinline int on_listen(struct task_struct *task, const struct socket_call *call)
+{
+	__u32 fd = call->args[0];
+	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
+	struct conn_scratch *s = new_conn();
+	struct sock *sk;
+
+	if (!c || !s)
+		return 0;
+	sk = socket_of(task, fd, &s->event, c);
+	if (!sk)
+		return 0;
+	if (s->event.family == AF_UNIX)
+		read_unix_path(s, sk);
+	else if (is_inet(&s->event))
+		read_addresses(&s->event, sk);
+	else
+		return 0;
+	s->event.fd = fd;
+	s->event.result = call->ret;
+	s->event.backlog = call->args[1];
+	emit_conn(s, task, ACTION_LISTEN, call->call_compat, c);
+	return 0;
+}
+
+/* A datagram to an address: an event if it is the socket's first to it. */
+static __noinline int on_send(struct task_struct *task, const struct socket_call *call, const void *user)
+{
+	__u32 fd = call->args[0];
+	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
+	struct conn_scratch *s = new_conn();
+	struct flow flow = {};
+	struct conn_event *e;
+	struct sock *sk;
+	__u8 one = 1;
+
+	if (!c || !s)
+		return 0;
+	e = &s->event;
+	sk = socket_of(task, fd, e, c);
+	if (!sk || !is_inet(e) || e->type == SOCK_STREAM)
+		return 0;
+	read_addresses(e, sk);
+	if (!read_user_address(e, user, false)) {
+		count(&c->errors[ERROR_USER_ADDRESS]);
+		return 0;
+	}
+	flow.sk = (__u64)sk;
+	flow.port = e->remote_port;
+	__builtin_memcpy(flow.addr, e->remote_addr, sizeof(flow.addr));
+	flow.ino = e->sock_ino;
+	if (bpf_map_lookup_elem(&flows, &flow))
+		return 0;
+	if (bpf_map_update_elem(&flows, &flow, &one, 0))
+		count(&c->errors[ERROR_STORAGE]);
+	e->fd = fd;
+	e->result = call->ret < 0 ? call->ret : 0;
+	emit_conn(s, task, ACTION_SEND, call->call_compat, c);
+	return 0;
+}
+
+/* The destination that a message header in the caller's memory names; NULL if it names none. */
+static __always_inline const void *message_name(const void *header, bool compat)
+{
+	__u64 name = 0;
+
+	if (bpf_probe_read_user(&name, compat ? 4 : 8, header))
+		return NULL;
+	return (const void *)name;
 }

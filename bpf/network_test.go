@@ -2,12 +2,17 @@ package bpf
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -89,13 +94,6 @@ func init() {
 			}
 		}
 		return json.NewEncoder(os.Stdout).Encode(res)
-	}
-	helpers["connect-unix"] = func(args []string) error {
-		conn, err := net.Dial("unix", args[0])
-		if err != nil {
-			return err
-		}
-		return conn.Close()
 	}
 }
 
@@ -183,20 +181,6 @@ func TestConnect(t *testing.T) {
 			}
 		})
 	}
-
-	t.Run("unix", func(t *testing.T) {
-		path := t.TempDir() + "/socket"
-		l, err := net.Listen("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		pid := run(t, helper(t, "connect-unix", path))
-		c.settle(t)
-		if evs := c.all(by(pid, ActionConnect)); len(evs) > 0 {
-			t.Errorf("an event: %+v", evs[0].Conn)
-		}
-	})
 }
 
 func init() {
@@ -334,5 +318,229 @@ func init() {
 			_, _ = unix.Dup(fd)
 			_ = unix.Dup3(0, 100, 0)
 		})
+	}
+}
+
+// TestSockets makes one call of each kind on sockets and looks at the one event of it.
+func TestSockets(t *testing.T) {
+	c := sensor(t)
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "there"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for n, tt := range socketCalls() {
+		t.Run(tt.name, func(t *testing.T) {
+			pid := run(t, helper(t, "socket", fmt.Sprint(n), dir))
+			c.settle(t)
+			var got []string
+			for _, ev := range c.all(func(ev *Event) bool { return ev.Header.TGID == pid && ev.Header.Class == ClassNetwork }) {
+				e := &ev.Conn
+				s := fmt.Sprintf("%s %s %d family=%d type=%d flags=%d", ev.Header.Action, ev.Syscall(), e.Result, e.Family, e.Type, e.Flags)
+				switch ev.Header.Action {
+				case ActionSocket:
+					s = fmt.Sprintf("socket %d family=%d type=%d protocol=%d", min(e.Result, 0), e.Family, e.Type, e.Protocol)
+				case ActionSend:
+					s += " to " + e.Remote().String()
+				case ActionBind, ActionListen:
+					if e.Family != unix.AF_UNIX {
+						s += " at " + e.Local().String()
+					}
+				}
+				if ev.Header.Action == ActionListen {
+					s += fmt.Sprint(" backlog=", e.Backlog)
+				}
+				if len(e.Path) > 0 {
+					s += " path=" + strings.Replace(strings.ReplaceAll(string(e.Path), "\x00", "@"), dir, "DIR", 1)
+				}
+				got = append(got, s)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(tt.want, "\n"))
+			}
+		})
+	}
+}
+
+type socketCall struct {
+	name string
+	do   func(dir string) error
+	want []string
+}
+
+func socketCalls() []socketCall {
+	socket := func(family, typ int, do func(fd int) error) error {
+		fd, err := unix.Socket(family, typ, 0)
+		if err != nil {
+			return err
+		}
+		return do(fd)
+	}
+	nine := &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}}
+	return []socketCall{
+		{"packet", func(string) error {
+			_, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0x300)
+			return err
+		}, []string{"socket 0 family=17 type=3 protocol=768"}},
+		{"raw", func(string) error { _, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, 1); return err }, []string{"socket 0 family=2 type=3 protocol=1"}},
+		{"raw that fails", func(string) error {
+			if _, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, 999); err == nil {
+				return errors.New("it succeeded")
+			}
+			return nil
+		}, []string{fmt.Sprintf("socket %d family=2 type=3 protocol=999", -int(unix.EINVAL))}},
+		{"ordinary", func(string) error { _, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0); return err }, nil},
+		{"bind", func(string) error {
+			return socket(unix.AF_INET, unix.SOCK_STREAM, func(fd int) error {
+				if err := unix.Bind(fd, &unix.SockaddrInet4{Port: 47123, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+					return err
+				}
+				return unix.Listen(fd, 7)
+			})
+		}, []string{"bind bind 0 family=2 type=1 flags=0 at 127.0.0.1:47123", "listen listen 0 family=2 type=1 flags=0 at 127.0.0.1:47123 backlog=7"}},
+		{"bind that fails", func(string) error {
+			return socket(unix.AF_INET6, unix.SOCK_DGRAM, func(fd int) error {
+				_ = unix.Bind(fd, &unix.SockaddrInet6{Port: 53, Addr: [16]byte{0x20, 1, 0xd, 0xb8, 15: 1}})
+				return nil
+			})
+		}, []string{fmt.Sprintf("bind bind %d family=10 type=2 flags=2 at [2001:db8::1]:53", -int(unix.EADDRNOTAVAIL))}},
+		{"unix", func(dir string) error {
+			if err := os.Chdir(dir); err != nil {
+				return err
+			}
+			return socket(unix.AF_UNIX, unix.SOCK_STREAM, func(fd int) error {
+				if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "here"}); err != nil {
+					return err
+				}
+				return unix.Listen(fd, 1)
+			})
+		}, []string{"bind bind 0 family=1 type=1 flags=0 path=here@", "listen listen 0 family=1 type=1 flags=0 backlog=1 path=here@"}},
+		{"unix connect", func(dir string) error {
+			return socket(unix.AF_UNIX, unix.SOCK_STREAM, func(fd int) error { return unix.Connect(fd, &unix.SockaddrUnix{Name: dir + "/there"}) })
+		}, []string{"connect connect 0 family=1 type=1 flags=0 path=DIR/there@"}},
+		{"unix connect that fails", func(dir string) error {
+			return socket(unix.AF_UNIX, unix.SOCK_STREAM, func(fd int) error {
+				_ = unix.Connect(fd, &unix.SockaddrUnix{Name: dir + "/none"})
+				return nil
+			})
+		}, []string{fmt.Sprintf("connect connect %d family=1 type=1 flags=1 path=DIR/none@", -int(unix.ENOENT))}},
+		{"abstract", func(string) error {
+			return socket(unix.AF_UNIX, unix.SOCK_DGRAM, func(fd int) error { return unix.Bind(fd, &unix.SockaddrUnix{Name: "@picket-test"}) })
+		}, []string{"bind bind 0 family=1 type=2 flags=0 path=@picket-test"}},
+		{"datagrams", func(string) error {
+			return socket(unix.AF_INET, unix.SOCK_DGRAM, func(fd int) error {
+				for range 3 {
+					if err := unix.Sendto(fd, []byte("x"), 0, nine); err != nil {
+						return err
+					}
+					if err := unix.Sendmsg(fd, []byte("x"), nil, &unix.SockaddrInet4{Port: 10, Addr: [4]byte{127, 0, 0, 1}}, 0); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}, []string{"send sendto 0 family=2 type=2 flags=1 to 127.0.0.1:9", "send sendmsg 0 family=2 type=2 flags=1 to 127.0.0.1:10"}},
+		{"datagram to the connected", func(string) error {
+			return socket(unix.AF_INET, unix.SOCK_DGRAM, func(fd int) error {
+				if err := unix.Connect(fd, nine); err != nil {
+					return err
+				}
+				_ = unix.Send(fd, []byte("x"), 0) // nobody listens
+				return nil
+			})
+		}, []string{"connect connect 0 family=2 type=2 flags=0"}},
+	}
+}
+
+func init() {
+	helpers["socket"] = func(args []string) error {
+		var n int
+		if _, err := fmt.Sscan(args[0], &n); err != nil {
+			return err
+		}
+		return socketCalls()[n].do(args[1])
+	}
+	// talk ADDRESS: sends 1000 bytes over TCP, reads to the end.
+	helpers["talk"] = func(args []string) error {
+		conn, err := net.Dial("tcp", args[0])
+		if err != nil {
+			return err
+		}
+		if _, err := conn.Write(make([]byte, 1000)); err != nil {
+			return err
+		}
+		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, conn); err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+}
+
+// TestClose: the end of a TCP connection says whose it was, what went over it and how long it took.
+func TestClose(t *testing.T) {
+	c := sensor(t)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() { // ends with the connection
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = io.Copy(io.Discard, conn)
+		time.Sleep(60 * time.Millisecond)
+		_, _ = conn.Write(make([]byte, 77))
+	}()
+	pid := run(t, helper(t, "talk", l.Addr().String()))
+	connect := c.wait(t, "connect", by(pid, ActionConnect))
+	end := c.wait(t, "close", by(pid, ActionClose))
+	if end.Conn.Remote() != connect.Conn.Remote() || end.Conn.SockIno != connect.Conn.SockIno || end.Syscall() != "close" {
+		t.Errorf("%+v of %+v", end.Conn, connect.Conn)
+	}
+	// The peer's FIN takes a number of its own in the stream, and the kernel counts it.
+	if e := end.Conn; e.BytesSent != 1000 || e.BytesReceived < 77 || e.BytesReceived > 78 || e.Duration < 50e6 || e.Duration > 10e9 {
+		t.Errorf("%d bytes sent, %d received, %d ns", e.BytesSent, e.BytesReceived, e.Duration)
+	}
+	if end.Conn.Flags&ConnAccepted != 0 {
+		t.Error("the connecting end is told as accepted")
+	}
+	if end.Header.Time <= connect.Header.Time || end.Header.Seq == connect.Header.Seq && end.Header.CPU == connect.Header.CPU {
+		t.Errorf("header %+v", end.Header)
+	}
+	time.Sleep(50 * time.Millisecond)
+	if all := c.all(by(pid, ActionClose)); len(all) != 1 {
+		t.Errorf("%d events", len(all))
+	}
+}
+
+// TestUnwanted: what is left out is no event, until it is wanted again.
+func TestUnwanted(t *testing.T) {
+	k := mustLoad(t, options(t))
+	c := collect(t, k)
+	if err := k.SetUnwanted([]string{"bind", "close", "kill"}); err != nil {
+		t.Fatal(err)
+	}
+	calls := socketCalls()
+	bind := slices.IndexFunc(calls, func(s socketCall) bool { return s.name == "bind" })
+	pid := run(t, helper(t, "socket", fmt.Sprint(bind), t.TempDir()))
+	c.wait(t, "listen", by(pid, ActionListen))
+	if evs := c.all(by(pid, ActionBind)); len(evs) != 0 {
+		t.Errorf("%d binds", len(evs))
+	}
+	if err := k.SetUnwanted(nil); err != nil {
+		t.Fatal(err)
+	}
+	c.wait(t, "bind", by(run(t, helper(t, "socket", fmt.Sprint(bind), t.TempDir())), ActionBind))
+	for _, name := range []string{"execve", "vfork", "clone3", "nonsense", ""} {
+		if err := k.SetUnwanted([]string{name}); err == nil {
+			t.Errorf("%q can be left out", name)
+		}
 	}
 }

@@ -18,11 +18,14 @@ import (
 const (
 	objectMapAttempts       = "attempts"
 	objectMapCallScratch    = "call_scratch"
+	objectMapConnScratch    = "conn_scratch"
+	objectMapConnections    = "connections"
 	objectMapCounters       = "counters"
 	objectMapExecScratch    = "exec_scratch"
 	objectMapExited         = "exited"
 	objectMapFileRing       = "file_ring"
 	objectMapFileScratch    = "file_scratch"
+	objectMapFlows          = "flows"
 	objectMapKernelRing     = "kernel_ring"
 	objectMapLedger         = "ledger"
 	objectMapNetworkRing    = "network_ring"
@@ -100,11 +103,14 @@ type objectProgramSpecs struct {
 type objectMapSpecs struct {
 	Attempts    *ebpf.MapSpec `ebpf:"attempts"`
 	CallScratch *ebpf.MapSpec `ebpf:"call_scratch"`
+	ConnScratch *ebpf.MapSpec `ebpf:"conn_scratch"`
+	Connections *ebpf.MapSpec `ebpf:"connections"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	ExecScratch *ebpf.MapSpec `ebpf:"exec_scratch"`
 	Exited      *ebpf.MapSpec `ebpf:"exited"`
 	FileRing    *ebpf.MapSpec `ebpf:"file_ring"`
 	FileScratch *ebpf.MapSpec `ebpf:"file_scratch"`
+	Flows       *ebpf.MapSpec `ebpf:"flows"`
 	KernelRing  *ebpf.MapSpec `ebpf:"kernel_ring"`
 	Ledger      *ebpf.MapSpec `ebpf:"ledger"`
 	NetworkRing *ebpf.MapSpec `ebpf:"network_ring"`
@@ -146,11 +152,14 @@ func (o *objectObjects) Close() error {
 type objectMaps struct {
 	Attempts    *ebpf.Map `ebpf:"attempts"`
 	CallScratch *ebpf.Map `ebpf:"call_scratch"`
+	ConnScratch *ebpf.Map `ebpf:"conn_scratch"`
+	Connections *ebpf.Map `ebpf:"connections"`
 	Counters    *ebpf.Map `ebpf:"counters"`
 	ExecScratch *ebpf.Map `ebpf:"exec_scratch"`
 	Exited      *ebpf.Map `ebpf:"exited"`
 	FileRing    *ebpf.Map `ebpf:"file_ring"`
 	FileScratch *ebpf.Map `ebpf:"file_scratch"`
+	Flows       *ebpf.Map `ebpf:"flows"`
 	KernelRing  *ebpf.Map `ebpf:"kernel_ring"`
 	Ledger      *ebpf.Map `ebpf:"ledger"`
 	NetworkRing *ebpf.Map `ebpf:"network_ring"`
@@ -163,11 +172,14 @@ func (m *objectMaps) Close() error {
 	return _ObjectClose(
 		m.Attempts,
 		m.CallScratch,
+		m.ConnScratch,
+		m.Connections,
 		m.Counters,
 		m.ExecScratch,
 		m.Exited,
 		m.FileRing,
 		m.FileScratch,
+		m.Flows,
 		m.KernelRing,
 		m.Ledger,
 		m.NetworkRing,

@@ -24,24 +24,92 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
 
-/* 32-bit x86: the call's number and a pointer to its arguments, 32 bits each. */
+static __noinline int on_network(struct task_struct *task, const struct socket_call *call)
+{
+	const void *name;
+
+	switch (call->call_compat & 0xff) {
+	case CALL_SOCKET:
+		return on_socket(task, call);
+	case CALL_BIND:
+		return on_bind(task, call);
+	case CALL_LISTEN:
+		return on_listen(task, call);
+	case CALL_CONNECT:
+		return on_connect(task, call);
+	case CALL_ACCEPT:
+	case CALL_ACCEPT4:
+		return call->ret < 0 ? 0 : on_accept(task, call);
+	case CALL_SENDTO:
+		return call->args[4] ? on_send(task, call, (void *)call->args[4]) : 0;
+	case CALL_SENDMSG:
+	case CALL_SENDMMSG: /* of several messages the first */
+		name = message_name((void *)call->args[1], call->call_compat >> 8);
+		return name ? on_send(task, call, name) : 0;
+	}
+	return 0;
+}
+
+/* 32-bit x86: which call it is, and a pointer to its arguments, 32 bits each. */
 static __always_inline int on_socketcall(struct task_struct *task, void *regs, long ret)
 {
-	__u32 which = call_argument(regs, true, 0), args[2];
+	__u32 which = call_argument(regs, true, 0), call, user[5] = {}, n;
+	struct socket_call made = {.ret = ret};
 	struct counters *c;
 
-	/* SYS_ACCEPT, SYS_ACCEPT4 */
-	if (which == 5 || which == 18)
-		return ret < 0 ? 0 : on_accept(task, ret, CALL_ACCEPT | 1 << 8);
-	/* SYS_CONNECT */
-	if (which != 3)
+	switch (which) { /* linux/net.h */
+	case 1:
+		call = CALL_SOCKET;
+		n = 3;
+		break;
+	case 2:
+		call = CALL_BIND;
+		n = 3;
+		break;
+	case 3:
+		call = CALL_CONNECT;
+		n = 3;
+		break;
+	case 4:
+		call = CALL_LISTEN;
+		n = 2;
+		break;
+	case 5:
+		call = CALL_ACCEPT;
+		n = 3;
+		break;
+	case 11:
+		call = CALL_SENDTO;
+		n = 5;
+		break;
+	case 16:
+		call = CALL_SENDMSG;
+		n = 3;
+		break;
+	case 18:
+		call = CALL_ACCEPT4;
+		n = 4;
+		break;
+	case 20:
+		call = CALL_SENDMMSG;
+		n = 4;
+		break;
+	default:
 		return 0;
-	if (!bpf_probe_read_user(args, sizeof(args), (void *)call_argument(regs, true, 1)))
-		return on_connect(task, args[0], (void *)(__u64)args[1], ret, CALL_CONNECT | 1 << 8);
-	c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
-	if (c)
-		count(&c->errors[ERROR_USER_ADDRESS]);
-	return 0;
+	}
+	if (bpf_probe_read_user(user, n * 4, (void *)call_argument(regs, true, 1))) {
+		c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
+		if (c)
+			count(&c->errors[ERROR_USER_ADDRESS]);
+		return 0;
+	}
+	made.args[0] = user[0];
+	made.args[1] = user[1];
+	made.args[2] = user[2];
+	made.args[3] = user[3];
+	made.args[4] = user[4];
+	made.call_compat = call | 1 << 8;
+	return on_network(task, &made);
 }
 
 SEC("tp_btf/sys_exit")
@@ -50,6 +118,7 @@ int picket_sys_exit(__u64 *ctx)
 	struct pt_regs *regs = (void *)ctx[0];
 	__u32 nr = call_number(regs);
 	struct task_struct *task;
+	struct socket_call made;
 	__u32 call, call_compat;
 	bool compat;
 	long ret;
@@ -60,18 +129,32 @@ int picket_sys_exit(__u64 *ctx)
 	task = bpf_get_current_task_btf();
 	compat = is_compat(task);
 	call = compat ? calls[nr] >> 8 : calls[nr] & 0xff;
-	if (call == CALL_NONE || config.stopped || is_self(task))
+	if (call == CALL_NONE || !wanted(call) || config.stopped || is_self(task))
 		return 0;
 	call_compat = call | compat << 8;
 	switch (call) {
 	case OPEN_FIRST_CALL ... OPEN_LAST_CALL:
 		return ret < 0 ? 0 : on_open(task, regs, ret, call_compat);
+	case CALL_SENDTO: /* what send(2) is: most have no address */
+		if (!call_argument(regs, compat, 4))
+			return 0;
+		/* as the others */
 	case CALL_CONNECT:
-		return on_connect(task, call_argument(regs, compat, 0), (void *)call_argument(regs, compat, 1), ret,
-				  call_compat);
 	case CALL_ACCEPT:
 	case CALL_ACCEPT4:
-		return ret < 0 ? 0 : on_accept(task, ret, call_compat);
+	case CALL_SOCKET:
+	case CALL_BIND:
+	case CALL_LISTEN:
+	case CALL_SENDMSG:
+	case CALL_SENDMMSG:
+		made.args[0] = call_argument(regs, compat, 0);
+		made.args[1] = call_argument(regs, compat, 1);
+		made.args[2] = call_argument(regs, compat, 2);
+		made.args[3] = call_argument(regs, compat, 3);
+		made.args[4] = call_argument(regs, compat, 4);
+		made.ret = ret;
+		made.call_compat = call_compat;
+		return on_network(task, &made);
 	case CALL_SOCKETCALL:
 		return on_socketcall(task, regs, ret);
 	case CALL_FCNTL:

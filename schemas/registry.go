@@ -28,7 +28,7 @@ const MaxAncestors = 8
 var (
 	// Every event.
 	EventID      = add(Field{Name: "event_id", Type: ID, Classes: every, Rule: []string{"evt.id"}, Doc: "128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery."})
-	Action       = add(Field{Name: "action", Type: Name, Classes: every, Doc: "What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, dup; setuid, mount, ptrace, …; audit; loss, counters."})
+	Action       = add(Field{Name: "action", Type: Name, Classes: every, Doc: "What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; audit; loss, counters."})
 	Syscall      = add(Field{Name: "syscall", Type: Name, Classes: every, Rule: []string{"evt.type"}, Doc: "What Falco calls evt.type: the system call, procexit for an exit; empty where there is none."})
 	SchemaVer    = add(Field{Name: "schema_version", Type: Uint32, Classes: every, Doc: "Version of this registry that wrote the event."})
 	Cluster      = add(Field{Name: "cluster", Type: Name, Classes: every, Rule: []string{"k8s.cluster.name", "ka.cluster.name"}, Doc: "Configured name of the cluster."})
@@ -112,17 +112,24 @@ var (
 	FileModeNew    = add(Field{Name: "file_mode_new", Type: Uint32, Classes: file, Doc: "chmod, mkdir, mknod: permission bits asked for; of mknod with the type."})
 	FileUserIDNew  = add(Field{Name: "file_user_id_new", Type: Int64, Classes: file, Doc: "chown: the new owner; -1 leaves it."})
 	FileGroupIDNew = add(Field{Name: "file_group_id_new", Type: Int64, Classes: file, Doc: "chown: the new group; -1 leaves it."})
-	UserMemory     = add(Field{Name: "user_memory", Type: Bool, Classes: paths, Doc: "Paths and texts were read from the caller's memory after the call, where another thread can have changed them."})
+	UserMemory     = add(Field{Name: "user_memory", Type: Bool, Classes: SetOf(File, Network, Kernel), Doc: "Paths, texts or addresses were read from the caller's memory after the call, where another thread can have changed them."})
 	FileSizeNew    = add(Field{Name: "file_size_new", Type: Uint64, Classes: file, Nullable: true, Doc: "truncate: the new length, bytes."})
 	FileMtimeNew   = add(Field{Name: "file_mtime_new", Type: Time, Classes: file, Nullable: true, Doc: "utimes: the modification time that was set; null when it is the time of the call."})
 	FileUserID     = add(Field{Name: "file_user_id", Type: Uint32, Classes: file, Doc: "Owner of the inode."})
 
-	NetTransport    = add(Field{Name: "network_transport", Type: Name, Classes: network, Rule: []string{"fd.l4proto"}, Doc: "tcp or udp."})
-	NetType         = add(Field{Name: "network_type", Type: Name, Classes: network, Doc: "ipv4 or ipv6."})
-	NetDirection    = add(Field{Name: "network_direction", Type: Name, Classes: network, Doc: "outbound (connect), inbound (accept); empty for a socket put on a standard stream."})
+	NetTransport    = add(Field{Name: "network_transport", Type: Name, Classes: network, Rule: []string{"fd.l4proto"}, Doc: "tcp, udp, icmp, raw, unix; empty for others."})
+	NetType         = add(Field{Name: "network_type", Type: Name, Classes: network, Doc: "ipv4, ipv6, unix, packet, vsock, alg, xdp: the address family."})
+	NetDirection    = add(Field{Name: "network_direction", Type: Name, Classes: network, Doc: "outbound (connect, send), inbound (accept, and the close of such a connection); empty for others."})
 	NetLocalAddress = add(Field{Name: "network_local_address", Type: IP, Classes: network, Rule: []string{"fd.lip"}, Doc: "Local address."})
 	NetLocalPort    = add(Field{Name: "network_local_port", Type: Uint32, Classes: network, Rule: []string{"fd.lport"}, Doc: "Local port."})
 	NetPeerAddress  = add(Field{Name: "network_peer_address", Type: IP, Classes: network, Rule: []string{"fd.rip"}, Doc: "Remote address."})
+	NetSocketType   = add(Field{Name: "network_socket_type", Type: Name, Classes: network, Doc: "stream, dgram, raw or seqpacket."})
+	NetProtocol     = add(Field{Name: "network_protocol_number", Type: Uint32, Classes: network, Doc: "Protocol of the socket: IPPROTO_… of IPv4 and IPv6 sockets, an EtherType of packet sockets."})
+	NetSocketPath   = add(Field{Name: "network_socket_path", Type: Name, Classes: network, Wide: true, Doc: "Path of a unix socket: of the other end for a connect, of this one for bind and listen; @ begins an abstract name."})
+	NetBytesSent    = add(Field{Name: "network_bytes_sent", Type: Uint64, Classes: network, Nullable: true, Doc: "close: bytes sent, without what was sent again."})
+	NetBytesRecv    = add(Field{Name: "network_bytes_received", Type: Uint64, Classes: network, Nullable: true, Doc: "close: bytes received; the kernel counts the end of the stream as one."})
+	NetDuration     = add(Field{Name: "network_duration", Type: Uint64, Classes: network, Nullable: true, Doc: "close: nanoseconds since the connect or accept."})
+	NetBacklog      = add(Field{Name: "network_backlog", Type: Uint32, Classes: network, Doc: "listen: how many connections may wait."})
 	NetPeerPort     = add(Field{Name: "network_peer_port", Type: Uint32, Classes: network, Rule: []string{"fd.rport"}, Doc: "Remote port."})
 
 	// Calls of class kernel.

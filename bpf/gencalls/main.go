@@ -23,7 +23,7 @@ var groups = []struct {
 	calls string
 }{
 	{"open", "open openat openat2 creat open_by_handle_at"},
-	{"net", "connect accept accept4 socketcall dup dup2 dup3 fcntl"},
+	{"net", "connect accept accept4 socketcall dup dup2 dup3 fcntl socket bind listen sendto sendmsg sendmmsg"},
 	{"change", `rename renameat renameat2 unlink unlinkat rmdir mkdir mkdirat link linkat symlink symlinkat
 		chmod fchmodat fchmodat2 fchmod chown lchown fchownat fchown mknod mknodat
 		truncate ftruncate utime utimes futimesat utimensat
@@ -35,7 +35,7 @@ var groups = []struct {
 		kexec_load kexec_file_load swapon swapoff settimeofday clock_settime sethostname setdomainname
 		quotactl quotactl_fd mmap mprotect pkey_mprotect acct iopl ioperm syslog`},
 	// Other programs tell of these; sys_exit leaves them alone.
-	{"other", "fork vfork clone clone3 execve execveat kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal"},
+	{"other", "close fork vfork clone clone3 execve execveat kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal"},
 }
 
 // aliases are names that a call has on 32-bit machines beside its own.

@@ -51,6 +51,11 @@ enum event_action {
 	ACTION_CONNECT = 32,
 	ACTION_ACCEPT = 33,
 	ACTION_DUP = 34,
+	ACTION_SOCKET = 35,
+	ACTION_BIND = 36,
+	ACTION_LISTEN = 37,
+	ACTION_SEND = 38,
+	ACTION_CLOSE = 39,
 	ACTION_CALL = 48,
 };
 
@@ -241,16 +246,24 @@ struct path_event {
 enum conn_flag {
 	/* the remote address was read from the caller's memory, because the kernel kept none */
 	CONN_REMOTE_FROM_USER = 1 << 0,
+	/* the same of the local address of a bind that failed, or the path of a unix socket */
+	CONN_LOCAL_FROM_USER = 1 << 1,
+	/* close: the connection was accepted */
+	CONN_ACCEPTED = 1 << 2,
 };
 
-/* connect, dup: local is the caller; accept: local is the accepting end. */
+/*
+ * connect, dup, send: local is the caller; accept: local is the accepting end. bind, listen: there is no remote end.
+ * socket: neither. close: as the connect or accept it ends, whose process is the header's, though another may have
+ * closed it.
+ */
 struct conn_event {
 	struct header h;
 	__u64 sock_ino;
-	__s32 result; /* 0 or a negative errno; dup: the new descriptor */
-	__s32 fd; /* connect: the socket; accept: the new socket; dup: the descriptor that was copied */
-	__u16 family; /* AF_INET 2, AF_INET6 10 */
-	__u16 type; /* SOCK_STREAM 1, SOCK_DGRAM 2 */
+	__s32 result; /* 0 or a negative errno; dup, socket: the new descriptor */
+	__s32 fd; /* connect, bind, listen, send: the socket; accept: the new socket; dup: the descriptor that was copied */
+	__u16 family; /* AF_UNIX 1, AF_INET 2, AF_INET6 10; of socket any */
+	__u16 type; /* SOCK_STREAM 1, SOCK_DGRAM 2, SOCK_RAW 3, SOCK_SEQPACKET 5 */
 	__u16 protocol; /* IPPROTO_* */
 	__u16 flags; /* enum conn_flag */
 	__u16 local_port; /* host byte order */
@@ -258,6 +271,12 @@ struct conn_event {
 	__u32 call; /* enum call */
 	__u8 local_addr[16]; /* AF_INET uses the first four bytes */
 	__u8 remote_addr[16];
+	__u64 bytes_sent; /* close: without what was sent again */
+	__u64 bytes_received;
+	__u64 duration; /* ns since the connect or accept */
+	__u32 backlog; /* listen */
+	__u32 path_len; /* of a unix socket: at most 108; the first byte of an abstract name is NUL */
+	/* char path[] */
 };
 
 /*

@@ -31,6 +31,7 @@ enum bpf_prog_type {
 	BPF_PROG_TYPE_UNSPEC = 0,
 };
 enum bpf_map_type {
+	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
@@ -52,11 +53,15 @@ struct bpf_dynptr {
 
 /* From the system call interface. */
 enum {
+	AF_UNIX = 1,
 	AF_INET = 2,
 	AF_INET6 = 10,
 	SOCK_STREAM = 1,
 	SOCK_DGRAM = 2,
+	SOCK_RAW = 3,
+	SOCK_SEQPACKET = 5,
 	TCP_SYN_SENT = 2,
+	TCP_CLOSE = 7,
 };
 enum {
 	EINTR = 4,
@@ -74,6 +79,8 @@ enum {
 #define S_IFIFO 0010000
 
 /* Kernel-internal, the same from 6.1 on. */
+#define IPPROTO_TCP 6
+#define UNIX_PATH 108 /* sizeof(sockaddr_un.sun_path) */
 #define PF_KTHREAD 0x00200000
 #define SIGNAL_GROUP_EXIT 0x00000004
 #define FMODE_READ 0x1
@@ -395,6 +402,26 @@ struct sock {
 	struct sock_common __sk_common;
 	__u16 sk_type;
 	__u16 sk_protocol;
+};
+
+struct tcp_sock {
+	__u64 bytes_received;
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
+};
+
+struct sockaddr_un {
+	char sun_path[108];
+};
+
+struct unix_address {
+	int len;
+	struct sockaddr_un name[0];
+};
+
+struct unix_sock {
+	struct unix_address *addr;
+	struct sock *peer;
 };
 
 struct socket {

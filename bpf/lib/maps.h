@@ -20,7 +20,7 @@ enum error_kind {
 	ERROR_FILENAME = 2, /* the name given to execve was not readable */
 	ERROR_FD = 3, /* another thread closed the descriptor first: no event */
 	ERROR_USER_ADDRESS = 4, /* socket address or socketcall arguments were not readable */
-	ERROR_STORAGE = 5, /* no memory to remember a connect's destination */
+	ERROR_STORAGE = 5, /* no memory, or no room, to remember a connection or a flow */
 	NUM_ERRORS = 11, /* with room: the struct stays two cache lines */
 };
 
@@ -72,12 +72,19 @@ struct config {
 	__u64 self_start_time; /* tells the sensor from a later process with its id */
 	__u32 stopped; /* 1: nothing is an event any more */
 	__u32 pad;
+	__u64 unwanted[4]; /* bit n: events of enum call n are not wanted: they are not looked at, and not counted */
 } config SEC(".data.config");
 
 static __always_inline struct counters *counters_of(__u32 cpu, enum event_class class)
 {
 	__u32 index = cpu * NUM_CLASSES + class;
 	return bpf_map_lookup_elem(&counters, &index);
+}
+
+/* call is below 256. */
+static __always_inline bool wanted(__u32 call)
+{
+	return !(config.unwanted[call >> 6 & 3] >> (call & 63) & 1);
 }
 
 static __always_inline void count(__u64 *counter)

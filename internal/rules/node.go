@@ -64,7 +64,7 @@ var eventFields = []field{
 		readers: []reader{constant(nodeClasses, "syscall"), constant(auditOnly, "k8s_audit")}},
 	{name: "evt.category", doc: "process, file, net or system (class kernel).",
 		readers: []reader{constant(processOnly, "process"), constant(fileOnly, "file"), constant(networkOnly, "net"), constant(kernelOnly, "system")}},
-	{name: "evt.action", doc: "What happened: exec, fork, exit; open, rename, unlink, rmdir, mkdir, link, symlink, chmod, chown, mknod, truncate, utimes, setxattr, removexattr; connect, accept, dup; setuid, mount, ptrace and the others of class kernel; audit. A name of Picket's own.",
+	{name: "evt.action", doc: "What happened: exec, fork, exit; open, rename, unlink, rmdir, mkdir, link, symlink, chmod, chown, mknod, truncate, utimes, setxattr, removexattr; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace and the others of class kernel; audit. A name of Picket's own.",
 		readers: []reader{column(sourceClasses, schemas.Action)}},
 	{name: "evt.time", doc: "Time of day, UTC, with nanoseconds.", readers: textOf(sourceClasses, nil, timeText("15:04:05.000000000", 1))},
 	{name: "evt.time.s", doc: "Time of day, UTC, without the part of a second.", readers: textOf(sourceClasses, nil, timeText("15:04:05", time.Second))},
@@ -164,7 +164,20 @@ var eventFields = []field{
 		}
 		return strconv.AppendUint(dst, sig, 10)
 	})},
-	{name: "evt.arg.tuple", doc: "Network events: the connection, as in fd.name.", readers: textOf(networkOnly, nil, appendTuple)},
+	{name: "evt.arg.domain", doc: "socket: the address family, as in AF_PACKET.", readers: ofSocket(func(dst []byte, r *row) []byte {
+		if name, ok := familyNames[r.str(schemas.NetType)]; ok {
+			return append(dst, name...)
+		}
+		return dst
+	})},
+	{name: "evt.arg.type", doc: "socket: the type, as in SOCK_RAW.", readers: ofSocket(func(dst []byte, r *row) []byte {
+		return append(append(dst, "SOCK_"...), strings.ToUpper(r.str(schemas.NetSocketType))...)
+	})},
+	{name: "evt.arg.proto", doc: "socket: the protocol's number.", readers: ofSocket(func(dst []byte, r *row) []byte {
+		return strconv.AppendUint(dst, r.uint(schemas.NetProtocol), 10)
+	})},
+	{name: "evt.arg.backlog", kind: kindUint, doc: "listen: how many connections may wait.", readers: []reader{column(networkOnly, schemas.NetBacklog)}},
+	{name: "evt.arg.tuple", doc: "Network events: the connection, as in fd.name.", readers: textOf(networkOnly, nil, socketName)},
 }
 
 func appendResult(dst []byte, res int64) []byte {
@@ -316,10 +329,28 @@ func fileArgs(dst []byte, r *row, a *argument) []byte {
 	return appendMode(append(dst, " mode="...), r, a)
 }
 
+// familyNames are the kernel's names for network_type.
+var familyNames = map[string]string{"unix": "AF_UNIX", "ipv4": "AF_INET", "ipv6": "AF_INET6", "packet": "AF_PACKET", "alg": "AF_ALG", "vsock": "AF_VSOCK", "xdp": "AF_XDP"}
+
+// ofSocket reads events of the call socket.
+func ofSocket(f func(dst []byte, r *row) []byte) []reader {
+	return textOf(networkOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
+		if r.str(schemas.Action) != "socket" {
+			return dst
+		}
+		return f(dst, r)
+	})
+}
+
 func socketArgs(dst []byte, r *row, a *argument) []byte {
 	dst = appendResult(append(dst, "res="...), r.int(schemas.Result))
 	dst = strconv.AppendInt(append(dst, " fd="...), r.int(schemas.FDNumber), 10)
-	return appendTuple(append(dst, " tuple="...), r, a)
+	if r.str(schemas.Action) == "socket" {
+		dst = append(append(dst, " domain="...), familyNames[r.str(schemas.NetType)]...)
+		dst = append(append(dst, " type=SOCK_"...), strings.ToUpper(r.str(schemas.NetSocketType))...)
+		return strconv.AppendUint(append(dst, " proto="...), r.uint(schemas.NetProtocol), 10)
+	}
+	return socketName(append(dst, " tuple="...), r, a)
 }
 
 func callArgs(dst []byte, r *row, _ *argument) []byte {
@@ -528,16 +559,40 @@ func appendTuple(dst []byte, r *row, _ *argument) []byte {
 	end := func(ip func(*row) ([16]byte, bool), port func(*row, *argument) (int64, bool)) {
 		a, _ := ip(r)
 		p, _ := port(r, nil)
-		addr := netip.AddrFrom16(a).Unmap()
-		if a == batch.Null16 && r.str(schemas.NetType) == "ipv4" {
-			addr = netip.IPv4Unspecified()
-		}
-		dst = netip.AddrPortFrom(addr, uint16(p)).AppendTo(dst)
+		dst = appendEnd(dst, r, a, uint64(p))
 	}
 	end(clientEnd, clientPort)
 	dst = append(dst, "->"...)
 	end(serverEnd, serverPort)
 	return dst
+}
+
+// socketName is what Falco calls the name of a socket's descriptor.
+func socketName(dst []byte, r *row, a *argument) []byte {
+	switch r.str(schemas.NetType) {
+	case "unix":
+		return append(dst, r.str(schemas.NetSocketPath)...)
+	case "ipv4", "ipv6":
+	default:
+		return dst
+	}
+	switch r.str(schemas.Action) {
+	case "socket":
+		return dst
+	case "bind", "listen":
+		ip, _ := r.b.Bytes16(schemas.NetLocalAddress, r.i)
+		return appendEnd(dst, r, ip, r.uint(schemas.NetLocalPort))
+	}
+	return appendTuple(dst, r, a)
+}
+
+// appendEnd appends address:port.
+func appendEnd(dst []byte, r *row, ip [16]byte, port uint64) []byte {
+	addr := netip.AddrFrom16(ip).Unmap()
+	if ip == batch.Null16 && r.str(schemas.NetType) == "ipv4" {
+		addr = netip.IPv4Unspecified()
+	}
+	return netip.AddrPortFrom(addr, uint16(port)).AppendTo(dst)
 }
 
 // fileType returns Falco's name and letter for the type of an inode.
@@ -561,10 +616,10 @@ func netField(name, doc string, read func(r *row) ([16]byte, bool)) []field {
 }
 
 var fdFields = append(append(append(append([]field{
-	{name: "fd.name", doc: "Path of the file; client:port->server:port of a socket.",
-		readers: append([]reader{column(fileOnly, schemas.FilePath)}, textOf(networkOnly, nil, appendTuple)...)},
+	{name: "fd.name", doc: "Path of the file or unix socket; client:port->server:port of a connection; address:port of a bind or listen.",
+		readers: append([]reader{column(fileOnly, schemas.FilePath)}, textOf(networkOnly, nil, socketName)...)},
 	{name: "fd.nameraw", doc: "As fd.name: the path as it was given is not kept.",
-		readers: append([]reader{column(fileOnly, schemas.FilePath)}, textOf(networkOnly, nil, appendTuple)...)},
+		readers: append([]reader{column(fileOnly, schemas.FilePath)}, textOf(networkOnly, nil, socketName)...)},
 	{name: "fd.filename", doc: "Last element of the path.",
 		readers: textOf(fileOnly, keys(schemas.FilePath), func(dst []byte, r *row, _ *argument) []byte {
 			p := r.str(schemas.FilePath)
@@ -575,14 +630,14 @@ var fdFields = append(append(append(append([]field{
 			return append(dst, directory(r.str(schemas.FilePath))...)
 		})},
 	{name: "fd.ino", kind: kindUint, doc: "Inode number of the file.", readers: []reader{column(fileOnly, schemas.FileInode)}},
-	{name: "fd.type", doc: "file, directory, pipe, unix; ipv4, ipv6.",
+	{name: "fd.type", doc: "file, directory, pipe, unix; ipv4, ipv6, packet, vsock, alg, xdp.",
 		readers: []reader{
 			{classes: fileOnly, key: func(r *row) uint64 { return r.uint(schemas.FileMode) }, text: func(dst []byte, r *row, _ *argument) []byte {
 				name, _ := fileType(r.uint(schemas.FileMode))
 				return append(dst, name...)
 			}},
 			column(networkOnly, schemas.NetType)}},
-	{name: "fd.typechar", doc: "f, d, p, u for file, directory, pipe, unix; 4, 6 for ipv4, ipv6.",
+	{name: "fd.typechar", doc: "f, d, p, u for file, directory, pipe, unix socket; 4, 6 for ipv4, ipv6.",
 		readers: []reader{
 			{classes: fileOnly, key: func(r *row) uint64 { return r.uint(schemas.FileMode) }, text: func(dst []byte, r *row, _ *argument) []byte {
 				_, c := fileType(r.uint(schemas.FileMode))
@@ -594,10 +649,21 @@ var fdFields = append(append(append(append([]field{
 					return append(dst, '4')
 				case "ipv6":
 					return append(dst, '6')
+				case "unix":
+					return append(dst, 'u')
 				}
 				return dst
 			}}}},
-	{name: "fd.sockfamily", doc: "ip: only sockets of IPv4 and IPv6 are reported.", readers: []reader{constant(networkOnly, "ip")}},
+	{name: "fd.sockfamily", doc: "ip for IPv4 and IPv6, unix.",
+		readers: textOf(networkOnly, keys(schemas.NetType), func(dst []byte, r *row, _ *argument) []byte {
+			switch r.str(schemas.NetType) {
+			case "ipv4", "ipv6":
+				return append(dst, "ip"...)
+			case "unix":
+				return append(dst, "unix"...)
+			}
+			return dst
+		})},
 	{name: "fd.is_server", kind: kindBool, doc: "The process is the server of the connection.",
 		readers: number(networkOnly, func(r *row, _ *argument) (int64, bool) { return bool01(inbound(r)) })},
 	{name: "fd.cport", kind: kindUint, doc: "The client's port.", readers: number(networkOnly, clientPort)},

@@ -73,7 +73,7 @@ var classSyscalls = map[schemas.Class][]string{
 		"chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat", "mknod", "mknodat",
 		"truncate", "ftruncate", "utime", "utimes", "futimesat", "utimensat",
 		"setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr", "removexattrat"},
-	schemas.Network: {"connect", "accept", "accept4", "dup", "dup2", "dup3", "fcntl"},
+	schemas.Network: {"connect", "accept", "accept4", "dup", "dup2", "dup3", "fcntl", "socket", "bind", "listen", "sendto", "sendmsg", "sendmmsg", "close"},
 	schemas.Kernel: func() (names []string) {
 		for _, c := range schemas.Calls() {
 			names = append(names, c.Name)

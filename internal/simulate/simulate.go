@@ -72,6 +72,7 @@ func All() []Behaviour {
 		{"bpf-program", "loads an eBPF program that does nothing and is attached to nothing", "T1014", "eBPF program loaded", false, inner("bpf-program", 0)},
 		{"process-injection", "attaches to a process of its own as a debugger does, and lets it go", "T1055.008", "Another process manipulated", false, inner("process-injection", 0)},
 		{"kill-agent", "kills a process of its own that is named like the audit daemon", "T1562.001", "Security agent stopped", false, killAgent},
+		{"sniffer", "opens a packet socket, and closes it", "T1040", "Packet socket opened", false, sniffer},
 		{"kexec", "asks for a new kernel with arguments that the kernel refuses", "T1014", "Kernel replaced", false, kexec},
 		{"host-namespace", "starts a program named nsenter with the arguments of an escape to the host", "T1611", "Host namespaces entered", false, fakeTool("nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", "/bin/sh")},
 		{"metadata-service", "connects to the cloud metadata address, in a network namespace of its own", "T1552.005", "Cloud metadata service contacted", true, inner("metadata-service", unix.CLONE_NEWNET)},
@@ -404,6 +405,18 @@ func refused(err error) error {
 func kexec(context.Context, *env) error {
 	_, _, errno := unix.Syscall6(unix.SYS_KEXEC_LOAD, 0, 0, 0, ^uintptr(0), 0, 0)
 	return refused(errnoError(errno))
+}
+
+// sniffer is refused without the right to it, which is an attempt all the same.
+func sniffer(context.Context, *env) error {
+	switch fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); {
+	case err == nil:
+		return unix.Close(fd)
+	case errors.Is(err, unix.EPERM):
+		return nil
+	default:
+		return err
+	}
 }
 
 func errnoError(errno syscall.Errno) error {

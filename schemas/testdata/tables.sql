@@ -1,6 +1,6 @@
 CREATE TABLE IF NOT EXISTS picket.process (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, dup; setuid, mount, ptrace, …; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; audit; loss, counters.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -93,7 +93,7 @@ SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
 CREATE TABLE IF NOT EXISTS picket.file (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, dup; setuid, mount, ptrace, …; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; audit; loss, counters.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -156,7 +156,7 @@ CREATE TABLE IF NOT EXISTS picket.file (
     file_mode_new UInt32 COMMENT 'chmod, mkdir, mknod: permission bits asked for; of mknod with the type.',
     file_user_id_new Int64 COMMENT 'chown: the new owner; -1 leaves it.',
     file_group_id_new Int64 COMMENT 'chown: the new group; -1 leaves it.',
-    user_memory Bool COMMENT 'Paths and texts were read from the caller''s memory after the call, where another thread can have changed them.',
+    user_memory Bool COMMENT 'Paths, texts or addresses were read from the caller''s memory after the call, where another thread can have changed them.',
     file_size_new Nullable(UInt64) COMMENT 'truncate: the new length, bytes.',
     file_mtime_new Nullable(DateTime64(9, 'UTC')) COMMENT 'utimes: the modification time that was set; null when it is the time of the call.' CODEC(Delta, ZSTD(1)),
     file_user_id UInt32 COMMENT 'Owner of the inode.',
@@ -184,7 +184,7 @@ SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
 CREATE TABLE IF NOT EXISTS picket.network (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, dup; setuid, mount, ptrace, …; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; audit; loss, counters.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -235,12 +235,20 @@ CREATE TABLE IF NOT EXISTS picket.network (
     container_runtime LowCardinality(String) COMMENT 'Runtime as the cgroup path tells it: containerd, cri-o, docker; empty when it does not.',
     k8s_pod_uid String COMMENT 'UID of the pod: from the cgroup path; for audit of the pod whose token made the call.' CODEC(ZSTD(1)),
     fd_number Int64 COMMENT 'File descriptor the event is about.',
-    network_transport LowCardinality(String) COMMENT 'tcp or udp.',
-    network_type LowCardinality(String) COMMENT 'ipv4 or ipv6.',
-    network_direction LowCardinality(String) COMMENT 'outbound (connect), inbound (accept); empty for a socket put on a standard stream.',
+    user_memory Bool COMMENT 'Paths, texts or addresses were read from the caller''s memory after the call, where another thread can have changed them.',
+    network_transport LowCardinality(String) COMMENT 'tcp, udp, icmp, raw, unix; empty for others.',
+    network_type LowCardinality(String) COMMENT 'ipv4, ipv6, unix, packet, vsock, alg, xdp: the address family.',
+    network_direction LowCardinality(String) COMMENT 'outbound (connect, send), inbound (accept, and the close of such a connection); empty for others.',
     network_local_address IPv6 COMMENT 'Local address.',
     network_local_port UInt32 COMMENT 'Local port.',
     network_peer_address IPv6 COMMENT 'Remote address.',
+    network_socket_type LowCardinality(String) COMMENT 'stream, dgram, raw or seqpacket.',
+    network_protocol_number UInt32 COMMENT 'Protocol of the socket: IPPROTO_… of IPv4 and IPv6 sockets, an EtherType of packet sockets.',
+    network_socket_path String COMMENT 'Path of a unix socket: of the other end for a connect, of this one for bind and listen; @ begins an abstract name.' CODEC(ZSTD(1)),
+    network_bytes_sent Nullable(UInt64) COMMENT 'close: bytes sent, without what was sent again.',
+    network_bytes_received Nullable(UInt64) COMMENT 'close: bytes received; the kernel counts the end of the stream as one.',
+    network_duration Nullable(UInt64) COMMENT 'close: nanoseconds since the connect or accept.',
+    network_backlog UInt32 COMMENT 'listen: how many connections may wait.',
     network_peer_port UInt32 COMMENT 'Remote port.',
     k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown.',
     k8s_pod_name String COMMENT 'Pod of the acting process; for audit the pod whose token made the call.' CODEC(ZSTD(1)),
@@ -268,7 +276,7 @@ SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
 CREATE TABLE IF NOT EXISTS picket.kernel (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, dup; setuid, mount, ptrace, …; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; audit; loss, counters.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -321,7 +329,7 @@ CREATE TABLE IF NOT EXISTS picket.kernel (
     file_path String COMMENT 'Full path as the process sees it: of an open resolved by the kernel (links followed), of a change or a call as it was given, made absolute. Class kernel: where a mount, module, image or root is.' CODEC(ZSTD(1)),
     file_inode UInt64 COMMENT 'Inode number.',
     file_path_target String COMMENT 'Second path: the new one of a rename, the file that a link names, the text that a symlink holds, the name of an extended attribute, the source of a mount.' CODEC(ZSTD(1)),
-    user_memory Bool COMMENT 'Paths and texts were read from the caller''s memory after the call, where another thread can have changed them.',
+    user_memory Bool COMMENT 'Paths, texts or addresses were read from the caller''s memory after the call, where another thread can have changed them.',
     syscall_arguments Map(LowCardinality(String), String) COMMENT 'Arguments of the call by name, flags and commands in words: what evt.arg.NAME reads.' CODEC(ZSTD(1)),
     target_process_pid UInt32 COMMENT 'Process that a signal, ptrace or process_vm_… is for, in the host''s pid namespace.',
     target_process_name String COMMENT 'Its command name.' CODEC(ZSTD(1)),
@@ -353,7 +361,7 @@ SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
 CREATE TABLE IF NOT EXISTS picket.audit (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, dup; setuid, mount, ptrace, …; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; audit; loss, counters.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -408,7 +416,7 @@ SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
 CREATE TABLE IF NOT EXISTS picket.health (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, dup; setuid, mount, ptrace, …; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; audit; loss, counters.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',

@@ -41,6 +41,7 @@ type KernelConfig struct {
 	NetworkRing  int      `yaml:"network_ring_bytes" doc:"Size of the ring buffer of network events, a power of two."`
 	KernelRing   int      `yaml:"kernel_ring_bytes" doc:"Size of the ring buffer of events of class kernel, a power of two."`
 	WatchedPaths []string `yaml:"watched_paths" doc:"Path prefixes whose files are also reported when opened for reading only. Files opened for writing or created are always reported."`
+	Unwanted     []string `yaml:"unwanted_calls" doc:"System calls that are no events, by the names of evt.type; close is the end of TCP connections. They cost next to nothing then. Execs, forks and exits cannot be left out."`
 	KeepOnStop   bool     `yaml:"keep_on_stop" doc:"On a clean stop leave the programs running for the next start, so that an upgrade misses nothing. A crash always leaves them."`
 }
 

@@ -194,7 +194,7 @@ func (l *lane) take() {
 	switch h.Action {
 	case bpf.ActionOpen:
 		l.open()
-	case bpf.ActionConnect, bpf.ActionAccept, bpf.ActionDup:
+	case bpf.ActionConnect, bpf.ActionAccept, bpf.ActionDup, bpf.ActionSocket, bpf.ActionBind, bpf.ActionListen, bpf.ActionSend, bpf.ActionClose:
 		l.connection()
 	case bpf.ActionCall:
 		p = l.call(p)
@@ -353,32 +353,80 @@ func fullPath(base, p []byte) string {
 
 func (l *lane) connection() {
 	c, b := &l.ev.Conn, l.b
-	b.Str(schemas.Action, l.ev.Header.Action.String())
+	action := l.ev.Header.Action
+	b.Str(schemas.Action, action.String())
 	b.Str(schemas.Syscall, l.ev.Syscall())
-	switch l.ev.Header.Action {
-	case bpf.ActionConnect:
+	b.Int64(schemas.Result, int64(c.Result))
+	b.Int64(schemas.FDNumber, int64(c.FD))
+	b.Bool(schemas.UserMemory, c.Flags&(bpf.ConnRemoteFromUser|bpf.ConnLocalFromUser) != 0)
+	b.Str(schemas.NetType, families[c.Family])
+	b.Str(schemas.NetSocketType, socketTypes[c.Type])
+	b.Uint32(schemas.NetProtocol, uint32(c.Protocol))
+	switch action {
+	case bpf.ActionConnect, bpf.ActionSend:
 		b.Str(schemas.NetDirection, "outbound")
 	case bpf.ActionAccept:
 		b.Str(schemas.NetDirection, "inbound")
+	case bpf.ActionListen:
+		b.Uint32(schemas.NetBacklog, c.Backlog)
+	case bpf.ActionClose:
+		b.Uint64(schemas.NetBytesSent, c.BytesSent)
+		b.Uint64(schemas.NetBytesRecv, c.BytesReceived)
+		b.Uint64(schemas.NetDuration, c.Duration)
+		if c.Flags&bpf.ConnAccepted != 0 {
+			b.Str(schemas.NetDirection, "inbound")
+		} else {
+			b.Str(schemas.NetDirection, "outbound")
+		}
 	}
-	b.Int64(schemas.Result, int64(c.Result))
-	b.Int64(schemas.FDNumber, int64(c.FD))
-	switch c.Protocol {
-	case unix.IPPROTO_TCP:
+	switch c.Family {
+	case unix.AF_UNIX:
+		b.Str(schemas.NetTransport, "unix")
+		b.Str(schemas.NetSocketPath, socketPath(c.Path))
+		return
+	case unix.AF_INET, unix.AF_INET6:
+	default:
+		return
+	}
+	switch {
+	case c.Protocol == unix.IPPROTO_TCP:
 		b.Str(schemas.NetTransport, "tcp")
-	case unix.IPPROTO_UDP:
+	case c.Protocol == unix.IPPROTO_UDP:
 		b.Str(schemas.NetTransport, "udp")
+	case c.Protocol == unix.IPPROTO_ICMP, c.Protocol == unix.IPPROTO_ICMPV6:
+		b.Str(schemas.NetTransport, "icmp")
+	case c.Type == unix.SOCK_RAW:
+		b.Str(schemas.NetTransport, "raw")
 	}
-	local, remote := c.Local(), c.Remote()
-	if c.Family == unix.AF_INET {
-		b.Str(schemas.NetType, "ipv4")
-	} else {
-		b.Str(schemas.NetType, "ipv6")
+	if action == bpf.ActionSocket {
+		return
 	}
+	local := c.Local()
 	b.Bytes16(schemas.NetLocalAddress, local.Addr().As16())
 	b.Uint32(schemas.NetLocalPort, uint32(local.Port()))
+	if action == bpf.ActionBind || action == bpf.ActionListen {
+		return
+	}
+	remote := c.Remote()
 	b.Bytes16(schemas.NetPeerAddress, remote.Addr().As16())
 	b.Uint32(schemas.NetPeerPort, uint32(remote.Port()))
+}
+
+// families and socketTypes are the names of the numbers that the sensor
+// reports (linux/socket.h, linux/net.h).
+var (
+	families = map[uint16]string{unix.AF_UNIX: "unix", unix.AF_INET: "ipv4", unix.AF_INET6: "ipv6", unix.AF_PACKET: "packet",
+		unix.AF_ALG: "alg", unix.AF_VSOCK: "vsock", unix.AF_XDP: "xdp"}
+	socketTypes = map[uint16]string{unix.SOCK_STREAM: "stream", unix.SOCK_DGRAM: "dgram", unix.SOCK_RAW: "raw", unix.SOCK_SEQPACKET: "seqpacket"}
+)
+
+// socketPath is a unix socket's path without the NUL byte that ends it; an
+// abstract name begins with "@" for its NUL byte.
+func socketPath(p []byte) string {
+	if len(p) > 0 && p[0] == 0 {
+		return "@" + string(p[1:])
+	}
+	return bpf.String(p)
 }
 
 // finish sets what every event has, and ends the row.

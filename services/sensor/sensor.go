@@ -161,6 +161,9 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if err := s.kernel.SetWatchedPaths(cfg.Kernel.WatchedPaths); err != nil {
 		return nil, errors.Join(fmt.Errorf("kernel.watched_paths: %w", err), s.kernel.Close(true), s.cgroups.Close())
 	}
+	if err := s.kernel.SetUnwanted(cfg.Kernel.Unwanted); err != nil {
+		return nil, errors.Join(fmt.Errorf("kernel.unwanted_calls: %w", err), s.kernel.Close(true), s.cgroups.Close())
+	}
 	n, err := s.tree.Seed("/proc")
 	if err != nil {
 		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
