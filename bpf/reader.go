@@ -74,6 +74,9 @@ func (r *Reader) Read(ev *Event) error {
 	return nil
 }
 
+// Emptied reports whether the ring was empty once the last event had been read.
+func (r *Reader) Emptied() bool { return r.emptied }
+
 // rest waits for the pause, or until the deadline or close.
 func (r *Reader) rest() {
 	r.emptied = false

@@ -226,7 +226,7 @@ func set(b *batch.Builder, id schemas.FieldID, v any) error {
 			return err
 		}
 		b.Bytes16(id, a.As16())
-	case schemas.List:
+	case schemas.List, schemas.Names:
 		items, ok := v.([]any)
 		if !ok {
 			return fmt.Errorf("want a list, found %v", v)

@@ -23,6 +23,7 @@ var arrowTypes = map[Type]arrow.DataType{
 	Int64:  arrow.PrimitiveTypes.Int64,
 	Time:   &arrow.TimestampType{Unit: arrow.Nanosecond, TimeZone: "UTC"},
 	List:   arrow.ListOf(arrow.BinaryTypes.String),
+	Names:  &arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Uint16, ValueType: arrow.BinaryTypes.String},
 	Map:    arrow.MapOf(arrow.BinaryTypes.String, arrow.BinaryTypes.String),
 	IP:     &arrow.FixedSizeBinaryType{ByteWidth: 16},
 	ID:     &arrow.FixedSizeBinaryType{ByteWidth: 16},

@@ -35,6 +35,7 @@ func (f *Field) ClickHouseType() string {
 		Int64:  "Int64",
 		Time:   "DateTime64(9, 'UTC')",
 		List:   "Array(String)",
+		Names:  "Array(String)",
 		Map:    "Map(LowCardinality(String), String)",
 		IP:     "IPv6",
 		ID:     "UUID",
@@ -55,7 +56,7 @@ func (f *Field) codec() string {
 	switch {
 	case f.Type == Time, f.Name == "time_boot", f.Name == "sequence":
 		return "Delta, ZSTD(1)"
-	case f.Type == Text, f.Type == Name && f.Wide, f.Type == List, f.Type == Map:
+	case f.Type == Text, f.Type == Name && f.Wide, f.Type == List, f.Type == Names, f.Type == Map:
 		return "ZSTD(1)"
 	}
 	return ""

@@ -88,6 +88,10 @@ const (
 	Time
 	// List is a list of strings: Array(String).
 	List
+	// Names is a list that repeats within a batch: Arrow dictionary<uint16, utf8>
+	// of its elements, each ended by a NUL byte, which they do not contain;
+	// Array(String).
+	Names
 	// Map is a map of string to string: Map(LowCardinality(String), String).
 	Map
 	// IP is an address in 16 bytes, IPv4 mapped into IPv6: ClickHouse IPv6.

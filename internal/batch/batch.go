@@ -3,6 +3,7 @@ package batch
 import (
 	"fmt"
 	"iter"
+	"strings"
 
 	"github.com/apache/arrow/go/v16/arrow"
 	"github.com/apache/arrow/go/v16/arrow/array"
@@ -105,9 +106,15 @@ func (b *Batch) IsNull(id schemas.FieldID, row int) bool {
 	return b.cols[id] == nil || b.cols[id].IsNull(row)
 }
 
-// List yields the elements of a List field.
+// List yields the elements of a List or Names field.
 func (b *Batch) List(id schemas.FieldID, row int) iter.Seq[string] {
 	return func(yield func(string) bool) {
+		if c, ok := b.cols[id].(*array.Dictionary); ok && id.Field().Type == schemas.Names {
+			if c.IsValid(row) {
+				Elements(c.Dictionary().(*array.String).Value(c.GetValueIndex(row)))(yield)
+			}
+			return
+		}
 		c, ok := b.cols[id].(*array.List)
 		if !ok || c.IsNull(row) {
 			return
@@ -118,6 +125,19 @@ func (b *Batch) List(id schemas.FieldID, row int) iter.Seq[string] {
 			if !yield(values.Value(int(i))) {
 				return
 			}
+		}
+	}
+}
+
+// Elements yields the elements of an entry of a Names column's dictionary.
+func Elements(joined string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for len(joined) > 0 {
+			e, rest, _ := strings.Cut(joined, "\x00")
+			if !yield(e) {
+				return
+			}
+			joined = rest
 		}
 	}
 }

@@ -34,7 +34,7 @@ func row(b *batch.Builder, columns []schemas.FieldID, n int) {
 			b.Bool(id, v%2 == 0)
 		case schemas.IP, schemas.ID:
 			b.Bytes16(id, [16]byte{byte(v), byte(v >> 8)})
-		case schemas.List:
+		case schemas.List, schemas.Names:
 			b.List(id, []string{"a", fmt.Sprint(v)})
 		case schemas.Map:
 			b.Map(id, map[string]string{"k": fmt.Sprint(v)})
@@ -60,7 +60,7 @@ func check(t *testing.T, b *batch.Batch, columns []schemas.FieldID, r, n int) {
 		case schemas.IP, schemas.ID:
 			x, _ := b.Bytes16(id, r)
 			got, want = x, [16]byte{byte(v), byte(v >> 8)}
-		case schemas.List:
+		case schemas.List, schemas.Names:
 			got, want = strings.Join(slices.Collect(b.List(id, r)), ","), "a,"+fmt.Sprint(v)
 		case schemas.Map:
 			got, want = maps.Collect(b.Map(id, r))["k"], fmt.Sprint(v)
@@ -404,5 +404,77 @@ func BenchmarkDecode(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestRepeat: rows that repeat fields are, byte for byte, rows that set them
+// again; whatever is set, repeated and left out in between.
+func TestRepeat(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	set := func(b *batch.Builder, id schemas.FieldID, v int) {
+		switch id.Field().Type {
+		case schemas.Text, schemas.Name:
+			b.Str(id, strings.Repeat("x", v))
+		case schemas.Uint32:
+			b.Uint32(id, uint32(v))
+		case schemas.Uint64:
+			b.Uint64(id, uint64(v))
+		case schemas.Int64, schemas.Time:
+			b.Int64(id, int64(v))
+		case schemas.Bool:
+			b.Bool(id, v > 1)
+		case schemas.IP, schemas.ID:
+			b.Bytes16(id, [16]byte{byte(v)})
+		case schemas.List, schemas.Names:
+			b.List(id, slices.Repeat([]string{"el", ""}, v))
+		case schemas.Map:
+			b.Pairs(id, slices.Repeat([]string{"k", "value"}, v))
+		}
+	}
+	for _, c := range schemas.Classes() {
+		columns := schemas.Columns(c)
+		repeated, plain := batch.NewBuilder(c, columns), batch.NewBuilder(c, columns)
+		for round := range 20 {
+			repeated.Reset()
+			plain.Reset()
+			last := make([]int, len(columns)) // -1: absent
+			for i := range last {
+				last[i] = -1
+			}
+			for range 1 + rnd.IntN(30) {
+				for i, id := range columns {
+					switch {
+					case i%5 == round%5: // never set in this round
+					case rnd.IntN(3) == 0:
+						repeated.Repeat(id)
+						if last[i] >= 0 {
+							set(plain, id, last[i])
+						}
+					case rnd.IntN(3) == 0:
+						last[i] = -1
+					default:
+						last[i] = rnd.IntN(4)
+						set(repeated, id, last[i])
+						set(plain, id, last[i])
+					}
+				}
+				repeated.EndRow()
+				plain.EndRow()
+			}
+			if repeated.Size() != plain.Size() {
+				t.Errorf("%s: size %d, want %d", c, repeated.Size(), plain.Size())
+			}
+			a, err := batch.Encode(repeated.Batch())
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := batch.Encode(plain.Batch())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(a[0].Data, b[0].Data) {
+				t.Fatalf("%s, round %d: the batches differ", c, round)
+			}
+		}
 	}
 }

@@ -26,27 +26,31 @@ const MaxRows = 8192
 // several classes can share the setters of common fields. A Builder is used by
 // one goroutine at a time and keeps its memory between batches.
 type Builder struct {
-	class schemas.Class
-	ids   []schemas.FieldID
-	cols  []column
-	at    []*column // by FieldID; nil where the class lacks the field
-	rows  int
-	size  int
+	class  schemas.Class
+	ids    []schemas.FieldID
+	cols   []column
+	at     []*column // by FieldID; nil where the class lacks the field
+	used   []*column // those with a value that absence does not stand for
+	rows   int
+	size   int
+	joined []byte // scratch of List
 }
 
 // column holds one column's buffers. Which of them are in use follows from
-// the type.
+// the type. A column costs nothing until a row has a value in it: then the rows
+// before are filled in.
 type column struct {
 	typ   schemas.Type
 	nulls bool // a row not set is null rather than zero
-	n     int  // rows set so far
-	used  bool // some row has a value that absence does not stand for
+	used  bool
+	n     int // rows set so far; 0 while the column is not used
 	valid []byte
 	fixed []byte  // fixed-width values; bits for Bool; uint16 indices for Name
 	off   []int32 // List and Map: row offsets into text (and vals)
 	text  texts
 	vals  texts // Map values
 	dict  dictIndex
+	last  string // Name, Names: the value of the last row, in text's memory
 }
 
 // texts is a run of strings in Arrow's layout.
@@ -118,23 +122,26 @@ func NewBuilder(c schemas.Class, columns []schemas.FieldID) *Builder {
 		f := id.Field()
 		b.cols[i].typ = f.Type
 		b.cols[i].nulls = f.Nullable || f.Type == schemas.IP
+		b.cols[i].reset()
 		b.at[id] = &b.cols[i]
 	}
-	b.Reset()
 	return b
 }
 
 // Reset drops all rows and keeps the memory.
 func (b *Builder) Reset() {
-	b.rows, b.size = 0, 0
-	for i := range b.cols {
-		c := &b.cols[i]
-		c.n, c.used = 0, false
-		c.valid, c.fixed, c.off = c.valid[:0], c.fixed[:0], append(c.off[:0], 0)
-		c.text.reset()
-		c.vals.reset()
-		c.dict.reset()
+	for _, c := range b.used {
+		c.reset()
 	}
+	b.rows, b.size, b.used = 0, 0, b.used[:0]
+}
+
+func (c *column) reset() {
+	c.n, c.used, c.last = 0, false, ""
+	c.valid, c.fixed, c.off = c.valid[:0], c.fixed[:0], append(c.off[:0], 0)
+	c.text.reset()
+	c.vals.reset()
+	c.dict.reset()
 }
 
 // Class returns the class of the rows.
@@ -148,13 +155,117 @@ func (b *Builder) Len() int { return b.rows }
 func (b *Builder) Size() int { return b.size }
 
 // col returns the column to set in the current row, or nil: the builder lacks
-// the field, or the row has it already (the first value stays).
-func (b *Builder) col(id schemas.FieldID) *column {
+// the field, or the row has it already (the first value stays), or it is given
+// what absence stands for and no row has more.
+func (b *Builder) col(id schemas.FieldID, absent bool) *column {
 	c := b.at[id]
 	if c == nil || c.n > b.rows {
 		return nil
 	}
+	if !c.used {
+		if absent && !c.nulls {
+			return nil
+		}
+		c.used = true
+		b.used = append(b.used, c)
+		for c.n < b.rows {
+			b.size += c.absent()
+		}
+	}
 	return c
+}
+
+// absent adds a row without a value.
+func (c *column) absent() (size int) {
+	switch c.typ {
+	case schemas.Text, schemas.Name, schemas.Names:
+		size = c.str("")
+	case schemas.List, schemas.Map:
+		c.off = append(c.off, int32(c.text.len()))
+		size = 4
+	case schemas.Bool:
+		c.mark(false)
+		c.bit(false)
+		size = 1
+	case schemas.Uint32:
+		c.mark(false)
+		c.fixed = append(c.fixed, 0, 0, 0, 0)
+		size = 4
+	case schemas.Uint64, schemas.Int64, schemas.Time:
+		c.mark(false)
+		c.fixed = append(c.fixed, 0, 0, 0, 0, 0, 0, 0, 0)
+		size = 8
+	case schemas.IP, schemas.ID:
+		c.mark(false)
+		c.fixed = append(c.fixed, zero16[:]...)
+		size = 16
+	}
+	c.n++
+	return size
+}
+
+// Repeat sets fields of the current row to what the row before has. It is much
+// cheaper than setting them to the same values. The first row has none before
+// it: its fields stay absent.
+func (b *Builder) Repeat(ids ...schemas.FieldID) {
+	for _, id := range ids {
+		c := b.at[id]
+		if c == nil || !c.used || c.n == 0 || c.n > b.rows {
+			continue
+		}
+		width := 0
+		switch c.typ {
+		case schemas.Text:
+			last := c.text.at(c.text.len() - 1)
+			c.text.data = append(c.text.data, last...)
+			c.text.end()
+			b.size += len(last) + 4
+		case schemas.Name, schemas.Names:
+			width = 2
+		case schemas.List, schemas.Map:
+			b.size += c.repeatList()
+		case schemas.Bool:
+			c.mark(c.lastValid())
+			c.bit(c.fixed[(c.n-1)/8]&(1<<((c.n-1)%8)) != 0)
+			b.size++
+		case schemas.Uint32:
+			width = 4
+		case schemas.Uint64, schemas.Int64, schemas.Time:
+			width = 8
+		case schemas.IP, schemas.ID:
+			width = 16
+		}
+		if width > 0 {
+			c.mark(c.lastValid())
+			c.fixed = append(c.fixed, c.fixed[len(c.fixed)-width:]...)
+			b.size += width
+		}
+		c.n++
+	}
+}
+
+// lastValid reports whether the last row has a value.
+func (c *column) lastValid() bool {
+	return !c.nulls || c.valid[(c.n-1)/8]&(1<<((c.n-1)%8)) != 0
+}
+
+// repeatList adds the elements of the last row once more.
+func (c *column) repeatList() (size int) {
+	from, to := c.off[c.n-1], c.off[c.n]
+	for _, t := range []*texts{&c.text, &c.vals} {
+		if t.len() < int(to) { // a list has no values beside its elements
+			continue
+		}
+		start, end := t.off[from], t.off[to]
+		move := int32(len(t.data)) - start
+		t.data = append(t.data, t.data[start:end]...)
+		for i := from + 1; i <= to; i++ {
+			t.off = append(t.off, t.off[i]+move)
+		}
+		size += int(end-start) + 4*int(to-from)
+	}
+	c.off = append(c.off, int32(c.text.len()))
+	return size + 4
 }
 
 func (c *column) mark(valid bool) {
@@ -171,13 +282,10 @@ func (c *column) mark(valid bool) {
 
 // Str sets a Text or Name field.
 func (b *Builder) Str(id schemas.FieldID, v string) {
-	c := b.col(id)
-	if c == nil {
-		return
+	if c := b.col(id, v == ""); c != nil {
+		b.size += c.str(v)
+		c.n++
 	}
-	c.used = c.used || v != ""
-	b.size += c.str(v)
-	c.n++
 }
 
 // Bytes sets a Text or Name field from bytes, which it copies.
@@ -192,8 +300,16 @@ func (c *column) str(v string) (size int) {
 		c.text.end()
 		return len(v) + 4
 	}
+	// Rows of one process come in a row.
+	if c.n > 0 && v == c.last {
+		c.fixed = append(c.fixed, c.fixed[len(c.fixed)-2:]...)
+		return 2
+	}
 	e, added := c.dict.find(&c.text, v)
 	c.fixed = binary.LittleEndian.AppendUint16(c.fixed, e)
+	// In the memory of text, which is not written again before the next reset.
+	entry := c.text.at(int(e))
+	c.last = unsafe.String(unsafe.SliceData(entry), len(entry))
 	if added {
 		return len(v) + 4 + 2
 	}
@@ -202,9 +318,8 @@ func (c *column) str(v string) (size int) {
 
 // Uint32 sets a Uint32 field.
 func (b *Builder) Uint32(id schemas.FieldID, v uint32) {
-	if c := b.col(id); c != nil {
+	if c := b.col(id, v == 0); c != nil {
 		c.mark(true)
-		c.used = c.used || c.nulls || v != 0
 		c.fixed = binary.LittleEndian.AppendUint32(c.fixed, v)
 		c.n++
 		b.size += 4
@@ -213,9 +328,8 @@ func (b *Builder) Uint32(id schemas.FieldID, v uint32) {
 
 // Uint64 sets a Uint64 field.
 func (b *Builder) Uint64(id schemas.FieldID, v uint64) {
-	if c := b.col(id); c != nil {
+	if c := b.col(id, v == 0); c != nil {
 		c.mark(true)
-		c.used = c.used || c.nulls || v != 0
 		c.fixed = binary.LittleEndian.AppendUint64(c.fixed, v)
 		c.n++
 		b.size += 8
@@ -227,12 +341,11 @@ func (b *Builder) Int64(id schemas.FieldID, v int64) { b.Uint64(id, uint64(v)) }
 
 // Bool sets a Bool field.
 func (b *Builder) Bool(id schemas.FieldID, v bool) {
-	c := b.col(id)
+	c := b.col(id, !v)
 	if c == nil {
 		return
 	}
 	c.mark(true)
-	c.used = c.used || c.nulls || v
 	c.bit(v)
 	c.n++
 	b.size++
@@ -249,22 +362,29 @@ func (c *column) bit(v bool) {
 
 // Bytes16 sets an IP or ID field.
 func (b *Builder) Bytes16(id schemas.FieldID, v [16]byte) {
-	if c := b.col(id); c != nil {
+	if c := b.col(id, false); c != nil {
 		c.mark(true)
-		c.used = true
 		c.fixed = append(c.fixed, v[:]...)
 		c.n++
 		b.size += 16
 	}
 }
 
-// List sets a List field.
+// List sets a List or Names field.
 func (b *Builder) List(id schemas.FieldID, v []string) {
-	c := b.col(id)
+	c := b.col(id, len(v) == 0)
 	if c == nil {
 		return
 	}
-	c.used = c.used || len(v) > 0
+	if c.typ == schemas.Names {
+		b.joined = b.joined[:0]
+		for _, s := range v {
+			b.joined = append(append(b.joined, s...), 0)
+		}
+		b.size += c.str(unsafe.String(unsafe.SliceData(b.joined), len(b.joined)))
+		c.n++
+		return
+	}
 	for _, s := range v {
 		c.text.data = append(c.text.data, s...)
 		c.text.end()
@@ -277,11 +397,10 @@ func (b *Builder) List(id schemas.FieldID, v []string) {
 
 // Map sets a Map field.
 func (b *Builder) Map(id schemas.FieldID, v map[string]string) {
-	c := b.col(id)
+	c := b.col(id, len(v) == 0)
 	if c == nil {
 		return
 	}
-	c.used = c.used || len(v) > 0
 	for k, s := range v {
 		c.text.data = append(c.text.data, k...)
 		c.text.end()
@@ -296,11 +415,10 @@ func (b *Builder) Map(id schemas.FieldID, v map[string]string) {
 
 // Pairs sets a Map field from keys and values in turn, in the given order.
 func (b *Builder) Pairs(id schemas.FieldID, kv []string) {
-	c := b.col(id)
+	c := b.col(id, len(kv) < 2)
 	if c == nil {
 		return
 	}
-	c.used = c.used || len(kv) > 1
 	for i := 0; i+1 < len(kv); i += 2 {
 		c.text.data = append(c.text.data, kv[i]...)
 		c.text.end()
@@ -315,33 +433,10 @@ func (b *Builder) Pairs(id schemas.FieldID, kv []string) {
 
 // EndRow finishes the row.
 func (b *Builder) EndRow() {
-	for i := range b.cols {
-		c := &b.cols[i]
-		if c.n > b.rows {
-			continue
+	for _, c := range b.used {
+		if c.n == b.rows {
+			b.size += c.absent()
 		}
-		switch c.typ {
-		case schemas.Text, schemas.Name:
-			b.size += c.str("")
-		case schemas.List, schemas.Map:
-			c.off = append(c.off, int32(c.text.len()))
-		case schemas.Bool:
-			c.mark(false)
-			c.bit(false)
-		case schemas.Uint32:
-			c.mark(false)
-			c.fixed = append(c.fixed, 0, 0, 0, 0)
-			b.size += 4
-		case schemas.Uint64, schemas.Int64, schemas.Time:
-			c.mark(false)
-			c.fixed = append(c.fixed, 0, 0, 0, 0, 0, 0, 0, 0)
-			b.size += 8
-		case schemas.IP, schemas.ID:
-			c.mark(false)
-			c.fixed = append(c.fixed, zero16[:]...)
-			b.size += 16
-		}
-		c.n++
 	}
 	b.rows++
 }
@@ -382,7 +477,7 @@ func (c *column) array(t arrow.DataType) arrow.Array {
 	switch c.typ {
 	case schemas.Text:
 		return array.MakeFromData(c.text.arrow(t))
-	case schemas.Name:
+	case schemas.Name, schemas.Names:
 		dt := t.(*arrow.DictionaryType)
 		d := array.NewDataWithDictionary(t, c.n, []*memory.Buffer{nil, memory.NewBufferBytes(c.fixed)}, 0, 0, c.text.arrow(dt.ValueType))
 		return array.MakeFromData(d)

@@ -50,6 +50,9 @@ func captureType(f *schemas.Field) arrow.DataType {
 	if f.Type == schemas.Name {
 		return arrow.BinaryTypes.String
 	}
+	if f.Type == schemas.Names {
+		return arrow.ListOf(arrow.BinaryTypes.String)
+	}
 	return f.ArrowType()
 }
 
@@ -88,6 +91,15 @@ func (c *CaptureWriter) Write(b *Batch) error {
 			plain := array.NewStringBuilder(mem)
 			for row := range b.rows {
 				plain.Append(b.Str(id, row))
+			}
+			col = plain.NewArray()
+		case id.Field().Type == schemas.Names:
+			plain := array.NewListBuilder(mem, arrow.BinaryTypes.String)
+			for row := range b.rows {
+				plain.Append(true)
+				for e := range b.List(id, row) {
+					plain.ValueBuilder().(*array.StringBuilder).Append(e)
+				}
 			}
 			col = plain.NewArray()
 		}
@@ -211,7 +223,7 @@ func (b *Builder) Copy(src *Batch, row int) {
 		case schemas.IP, schemas.ID:
 			v, _ := src.Bytes16(id, row)
 			b.Bytes16(id, v)
-		case schemas.List:
+		case schemas.List, schemas.Names:
 			b.List(id, slices.Collect(src.List(id, row)))
 		case schemas.Map:
 			b.Map(id, maps.Collect(src.Map(id, row)))

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/apache/arrow/go/v16/arrow"
+	"github.com/apache/arrow/go/v16/arrow/array"
 	"github.com/apache/arrow/go/v16/arrow/ipc"
 	"github.com/apache/arrow/go/v16/arrow/memory"
 
@@ -100,6 +101,7 @@ func Decode(data []byte) (b *Batch, err error) {
 		return nil, fmt.Errorf("batch of %d rows, more than %d", rec.NumRows(), MaxRows)
 	}
 	seen := make(map[string]bool, rec.NumCols())
+	var older []int // columns of type Names that were lists in version 1
 	for i, f := range rec.Schema().Fields() {
 		if seen[f.Name] {
 			return nil, fmt.Errorf("column %q stands twice", f.Name)
@@ -113,7 +115,9 @@ func Decode(data []byte) (b *Batch, err error) {
 		if want.Stored {
 			return nil, fmt.Errorf("column %q belongs to storage", f.Name)
 		}
-		if !arrow.TypeEqual(f.Type, want.ArrowType()) {
+		if want.Type == schemas.Names && arrow.TypeEqual(f.Type, arrow.ListOf(arrow.BinaryTypes.String)) {
+			older = append(older, i)
+		} else if !arrow.TypeEqual(f.Type, want.ArrowType()) {
 			return nil, fmt.Errorf("column %q is %s, not %s", f.Name, f.Type, want.ArrowType())
 		}
 		if rec.Column(i).Len() != int(rec.NumRows()) {
@@ -123,8 +127,35 @@ func Decode(data []byte) (b *Batch, err error) {
 			return nil, fmt.Errorf("column %q: %w", f.Name, err)
 		}
 	}
+	for _, i := range older {
+		if rec, err = rec.SetColumn(i, joined(rec.Column(i).(*array.List))); err != nil {
+			return nil, fmt.Errorf("column %q: %w", rec.ColumnName(i), err)
+		}
+	}
 	return newBatch(class, rec), nil
 }
+
+// joined returns a column of lists as one of type Names.
+func joined(lists *array.List) arrow.Array {
+	c := column{typ: schemas.Names}
+	c.reset()
+	values := lists.ListValues().(*array.String)
+	var entry []byte
+	for row := range lists.Len() {
+		entry = entry[:0]
+		if lists.IsValid(row) {
+			from, to := lists.ValueOffsets(row)
+			for k := int(from); k < int(to); k++ {
+				entry = append(append(entry, values.Value(k)...), 0)
+			}
+		}
+		c.str(string(entry))
+		c.n++
+	}
+	return c.array(arrowNames)
+}
+
+var arrowNames = schemas.AncestorNames.Field().ArrowType()
 
 // limited allocates Go memory up to a bound, then panics; Decode recovers.
 type limited struct {

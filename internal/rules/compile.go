@@ -406,7 +406,7 @@ func (c *compiler) slot(o *operand, r *reader) int {
 // column returns the slot of a column that is a key.
 func (c *compiler) column(id schemas.FieldID) int {
 	k := kindText
-	if id.Field().Type == schemas.List {
+	if t := id.Field().Type; t == schemas.List || t == schemas.Names {
 		k = kindList
 	}
 	key := "column " + id.String() + " " + k.String()

@@ -338,7 +338,7 @@ func randomBatch(rnd *rand.Rand, class schemas.Class, rows int, words []string) 
 				b.Bool(id, rnd.IntN(2) == 0)
 			case schemas.IP:
 				b.Bytes16(id, [][16]byte{batch.IPv4([4]byte{10, 0, 0, 1}), batch.IPv4([4]byte{198, 51, 100, 7}), {15: 1}}[rnd.IntN(3)])
-			case schemas.List:
+			case schemas.List, schemas.Names:
 				l := make([]string, rnd.IntN(4))
 				for i := range l {
 					l[i] = word()

@@ -677,8 +677,16 @@ func (s *state) readText(sl *slot) string {
 // list reads a list slot for the rows of todo.
 func (s *state) list(slot int, todo []uint64) *slotState {
 	sl, v := &s.prog.slots[slot], &s.slots[slot]
-	column, _ := s.row.b.Column(sl.reader.column).(*array.List)
+	var column *array.List
+	var names *array.Dictionary
+	if sl.reader.isColumn {
+		column, _ = s.row.b.Column(sl.reader.column).(*array.List)
+		names, _ = s.row.b.Column(sl.reader.column).(*array.Dictionary)
+	}
 	if v.epoch != s.epoch {
+		if names != nil {
+			return s.namesColumn(v, names)
+		}
 		if sl.reader.isColumn && column == nil {
 			s.begin(v, false)
 			v.idx, v.limit = s.zeros[:s.rows], 1
@@ -707,6 +715,32 @@ func (s *state) list(slot int, todo []uint64) *slotState {
 			v.idx[s.row.i] = uint16(len(v.spans))
 			v.spans = append(v.spans, [2]int32{from, int32(len(v.elems))})
 		}
+	}
+	return v
+}
+
+// namesColumn takes over a Names column: its distinct lists are known already.
+func (s *state) namesColumn(v *slotState, c *array.Dictionary) *slotState {
+	s.begin(v, false)
+	dict := c.Dictionary().(*array.String)
+	v.idx = c.Indices().(*array.Uint16).Uint16Values()
+	v.limit = min(dict.Len(), 1<<16)
+	for i := range v.limit {
+		start := int32(len(v.elems))
+		for e := range batch.Elements(dict.Value(i)) {
+			v.elems = append(v.elems, e)
+		}
+		v.spans = append(v.spans, [2]int32{start, int32(len(v.elems))})
+	}
+	if c.NullN() > 0 { // no sender of ours writes them
+		v.idx = slices.Clone(v.idx)
+		for i := range v.idx {
+			if c.IsNull(i) {
+				v.idx[i] = uint16(v.limit)
+			}
+		}
+		v.limit++
+		v.spans = append(v.spans, [2]int32{})
 	}
 	return v
 }

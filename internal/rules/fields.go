@@ -220,7 +220,7 @@ func columnField(name, doc string, id schemas.FieldID) *field {
 		f.kind = kindInt
 	case schemas.IP:
 		f.kind = kindIP
-	case schemas.List:
+	case schemas.List, schemas.Names:
 		f.kind = kindList
 		f.arg, f.withArg = argMayIdx, kindText
 		f.argReaders = []reader{{classes: c.Classes & sourceClasses, text: func(dst []byte, r *row, a *argument) []byte {

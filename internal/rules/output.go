@@ -185,7 +185,7 @@ func (o *operand) renderColumn(r *row, id schemas.FieldID) (string, bool) {
 	case schemas.IP:
 		a, ok := r.b.Bytes16(id, r.i)
 		return formatAddress(a), ok
-	case schemas.List:
+	case schemas.List, schemas.Names:
 		var values []string
 		for v := range r.b.List(id, r.i) {
 			values = append(values, v)

@@ -51,7 +51,10 @@ func value(b *batch.Builder, id schemas.FieldID, row int) string {
 	case schemas.ID:
 		b.Bytes16(id, x)
 		return schemas.FormatID(x)
-	case schemas.List:
+	case schemas.List, schemas.Names:
+		if id.Field().Type == schemas.Names {
+			s = strings.ReplaceAll(s, "\x00", "") // ends an element
+		}
 		list := []string{"a", s, ""}[:n%4%3+1]
 		b.List(id, list)
 		return strings.Join(list, ",")
@@ -86,7 +89,7 @@ func shown(f *schemas.Field) string {
 		return "hex(" + f.Name + ")"
 	case schemas.Time:
 		return "toString(toUnixTimestamp64Nano(" + f.Name + "))"
-	case schemas.List:
+	case schemas.List, schemas.Names:
 		return "base64Encode(arrayStringConcat(" + f.Name + ", ','))"
 	case schemas.Map:
 		return "base64Encode(arrayStringConcat(arrayMap((k, v) -> concat(k, '=', v), mapKeys(" + f.Name + "), mapValues(" + f.Name + ")), ','))"
@@ -157,7 +160,7 @@ func TestValues(t *testing.T) {
 				}
 				for k, id := range ids {
 					got, want := f[3+k], expect[id]
-					if tp := id.Field().Type; tp == schemas.List || tp == schemas.Map {
+					if tp := id.Field().Type; tp == schemas.List || tp == schemas.Names || tp == schemas.Map {
 						got = unbase64(t, got)
 						if tp == schemas.Map && got != want && len(got) == len(want) { // in any order
 							continue

@@ -6,6 +6,8 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/apache/arrow/go/v16/arrow/array"
 	"github.com/google/uuid"
+
+	"picket/internal/batch"
 )
 
 // column collects the values of one column of a block in ClickHouse's Native
@@ -381,6 +383,19 @@ func (c *dict) maps(a *array.Map, n int) {
 			}
 		}
 		c.ends = append(c.ends, uint64(c.values.rows()))
+	}
+}
+
+// appendNames adds n lists of a Names column.
+func appendNames(c *list[*text], a *array.Dictionary, n int) {
+	dict := a.Dictionary().(*array.String)
+	for i := range n {
+		if a.IsValid(i) {
+			for e := range batch.Elements(dict.Value(a.GetValueIndex(i))) {
+				c.values.Append(e)
+			}
+		}
+		c.end()
 	}
 }
 

@@ -201,6 +201,10 @@ func appendArrow(c column, a arrow.Array, n int) {
 	case *id:
 		c.bytes(a.(*array.FixedSizeBinary), n)
 	case *list[*text]:
+		if a, ok := a.(*array.Dictionary); ok {
+			appendNames(c, a, n)
+			return
+		}
 		lists(c, a.(*array.List), n)
 	case *dict:
 		c.maps(a.(*array.Map), n)

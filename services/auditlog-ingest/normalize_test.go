@@ -41,7 +41,7 @@ func row(b *batch.Batch, r int) map[string]any {
 			v, empty = s, s == ""
 		case schemas.Bool:
 			v, empty = b.Bool(id, r), !b.Bool(id, r)
-		case schemas.List:
+		case schemas.List, schemas.Names:
 			l := slices.Collect(b.List(id, r))
 			v, empty = l, len(l) == 0
 		case schemas.Map:

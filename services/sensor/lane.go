@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,9 +32,12 @@ type lane struct {
 	read    prometheus.Counter
 
 	ev     bpf.Event
+	now    time.Time // when ev was read, or a little before
+	fresh  int       // how many more events may go by until the clock is read again
 	opened time.Time // when the batch's first row came
-	lost   bool      // the previous run's loss is accounted for
-	prefix [16]byte  // hash of what all event ids of the lane share
+	told   told
+	lost   bool     // the previous run's loss is accounted for
+	prefix [16]byte // hash of what all event ids of the lane share
 	idBuf  [16 + 4 + 8]byte
 
 	ancestors []*proctree.Proc
@@ -59,29 +63,39 @@ func newLane(s *sensor, r *bpf.Reader) *lane {
 // to stop.
 const idle = 200 * time.Millisecond
 
+// clockEvery is how many events of a busy ring share one reading of the clock,
+// which on some machines takes as long as the rest of an event.
+const clockEvery = 16
+
 // run reads until stopping is closed and the ring is empty.
 func (l *lane) run(stopping <-chan struct{}) error {
 	last := false // the ring was seen empty after stopping
+	l.wait(time.Now().Add(idle))
 	for {
-		deadline := time.Now().Add(idle)
-		if l.b.Len() > 0 {
-			deadline = l.opened.Add(l.s.cfg.FlushInterval)
-		}
 		select {
 		case <-stopping:
 			if l.s.cfg.Kernel.KeepOnStop {
 				return l.flush() // the next run reads what is left
 			}
-			// A program that was running when it was detached may still
-			// submit: hence not at once.
-			last, deadline = true, time.Now().Add(20*time.Millisecond)
+			if !last {
+				// A program that was running when it was detached may still
+				// submit: hence not at once.
+				last = true
+				l.wait(time.Now().Add(20 * time.Millisecond))
+			}
 		default:
 		}
-		l.r.SetDeadline(deadline)
 		err := l.r.Read(&l.ev)
+		if l.fresh == 0 || l.r.Emptied() {
+			l.now, l.fresh = time.Now(), clockEvery
+		}
+		l.fresh--
 		switch {
 		case err == nil:
 			l.take()
+			if l.r.Emptied() {
+				l.fresh = 0 // the next event may be long in coming
+			}
 		case errors.Is(err, bpf.ErrBadRecord):
 			l.s.health.Lost(l.class.String(), schemas.LossDecode, 1)
 			l.s.log.Error("kernel record refused", "class", l.class.String(), "error", err)
@@ -94,11 +108,12 @@ func (l *lane) run(stopping <-chan struct{}) error {
 			if last {
 				return nil
 			}
+			l.wait(time.Now().Add(idle))
 			continue
 		default:
 			return fmt.Errorf("reading %s events: %w", l.class, err)
 		}
-		if l.b.Full() || time.Since(l.opened) >= l.s.cfg.FlushInterval {
+		if l.b.Full() || l.now.Sub(l.opened) >= l.s.cfg.FlushInterval {
 			if err := l.flush(); err != nil {
 				return err
 			}
@@ -106,6 +121,9 @@ func (l *lane) run(stopping <-chan struct{}) error {
 		l.settleLoss()
 	}
 }
+
+// wait sets when Read gives up.
+func (l *lane) wait(until time.Time) { l.r.SetDeadline(until) }
 
 // settleLoss reports, once the ring's backlog of a crashed run has been read,
 // what that run had read and not handed on.
@@ -165,6 +183,7 @@ func (l *lane) flush() error {
 		l.s.spooled[l.r.Class()].Add(uint64(e.Batch.Rows()))
 	}
 	l.b.Reset()
+	l.told.proc = nil
 	return nil
 }
 
@@ -173,7 +192,8 @@ func (l *lane) take() {
 	l.read.Inc()
 	h := &l.ev.Header
 	if l.b.Len() == 0 {
-		l.opened = time.Now()
+		l.opened = l.now
+		l.wait(l.opened.Add(l.s.cfg.FlushInterval))
 	}
 	if l.class == schemas.Process {
 		switch h.Action {
@@ -429,19 +449,46 @@ func socketPath(p []byte) string {
 	return bpf.String(p)
 }
 
+// told is what the row before tells of its process. Most events of a busy node
+// come from few processes, many in a row: what is the same is repeated, not set
+// again. proc is nil in a batch's first row.
+type told struct {
+	proc      *proctree.Proc
+	session   *proctree.Proc
+	ancestors []*proctree.Proc
+	cgroup    uint64
+	known     bool // the container was
+	user      [3]uint32
+}
+
+// The columns that each part of told stands for.
+var (
+	toldAlways    = []schemas.FieldID{schemas.SchemaVer, schemas.Cluster, schemas.Node}
+	toldProc      = []schemas.FieldID{schemas.ProcessName, schemas.ProcessExe, schemas.ProcessCommand, schemas.ProcessArgs, schemas.ProcessCwd, schemas.ProcessTTY, schemas.ProcessSessionPID, schemas.ProcessGroupPID, schemas.ProcessCapEffective, schemas.ProcessCapPermitted}
+	toldSession   = []schemas.FieldID{schemas.ProcessSessionName}
+	toldAncestors = []schemas.FieldID{schemas.AncestorNames, schemas.AncestorExes, schemas.ParentName, schemas.ParentExe, schemas.ParentCommand, schemas.ParentArgs}
+	toldContainer = []schemas.FieldID{schemas.ContainerID, schemas.ContainerRuntime, schemas.PodUID}
+	toldUser      = []schemas.FieldID{schemas.ProcessLoginUserID, schemas.ProcessLoginUserName, schemas.ProcessUserName, schemas.ProcessGroupName}
+)
+
 // finish sets what every event has, and ends the row.
 func (l *lane) finish(p *proctree.Proc) {
-	s, b, h := l.s, l.b, &l.ev.Header
+	s, b, h, t := l.s, l.b, &l.ev.Header, &l.told
+	again := t.proc != nil // there is a row before
 	offset := s.offset.Load()
 	b.Bytes16(schemas.EventID, l.eventID(h.CPU, h.Seq))
-	b.Uint32(schemas.SchemaVer, schemas.SchemaVersion)
-	b.Str(schemas.Cluster, s.cfg.Cluster)
-	b.Str(schemas.Node, s.cfg.Node)
 	b.Int64(schemas.EventTime, int64(h.Time)+offset)
 	b.Uint64(schemas.TimeBoot, h.Time)
-	b.Int64(schemas.TimeObserved, time.Now().UnixNano())
+	b.Int64(schemas.TimeObserved, l.now.UnixNano())
 	b.Uint32(schemas.CPU, h.CPU)
 	b.Uint64(schemas.Sequence, h.Seq)
+	if again {
+		b.Repeat(toldAlways...)
+	} else {
+		b.Uint32(schemas.SchemaVer, schemas.SchemaVersion)
+		b.Str(schemas.Cluster, s.cfg.Cluster)
+		b.Str(schemas.Node, s.cfg.Node)
+	}
 
 	b.Uint32(schemas.ProcessPID, h.TGID)
 	b.Uint32(schemas.ThreadID, h.TID)
@@ -457,38 +504,70 @@ func (l *lane) finish(p *proctree.Proc) {
 	b.Uint32(schemas.NamespaceUser, h.UserNS)
 	b.Uint64(schemas.CgroupID, h.CgroupID)
 
-	b.Str(schemas.ProcessName, p.Name)
-	b.Str(schemas.ProcessExe, p.Exe)
-	b.Str(schemas.ProcessCommand, p.Command)
-	b.Str(schemas.ProcessArgs, p.Args)
-	b.Str(schemas.ProcessCwd, p.Cwd)
-	b.Uint32(schemas.ProcessTTY, p.TTY)
-	b.Uint32(schemas.ProcessSessionPID, p.SessionID)
-	b.Uint32(schemas.ProcessGroupPID, p.GroupID)
-	b.Uint64(schemas.ProcessCapEffective, p.CapEffective)
-	b.Uint64(schemas.ProcessCapPermitted, p.CapPermitted)
-	if leader := s.tree.At(p.SessionID, 0, h.Time); leader != nil {
+	// A Proc never changes: the same one says the same.
+	if t.proc == p {
+		b.Repeat(toldProc...)
+	} else {
+		b.Str(schemas.ProcessName, p.Name)
+		b.Str(schemas.ProcessExe, p.Exe)
+		b.Str(schemas.ProcessCommand, p.Command)
+		b.Str(schemas.ProcessArgs, p.Args)
+		b.Str(schemas.ProcessCwd, p.Cwd)
+		b.Uint32(schemas.ProcessTTY, p.TTY)
+		b.Uint32(schemas.ProcessSessionPID, p.SessionID)
+		b.Uint32(schemas.ProcessGroupPID, p.GroupID)
+		b.Uint64(schemas.ProcessCapEffective, p.CapEffective)
+		b.Uint64(schemas.ProcessCapPermitted, p.CapPermitted)
+	}
+	leader := s.tree.At(p.SessionID, 0, h.Time)
+	if again && t.session == leader {
+		b.Repeat(toldSession...)
+	} else if leader != nil {
 		b.Str(schemas.ProcessSessionName, leader.Name)
 	}
+	t.session = leader
 
 	l.ancestors = s.tree.Ancestors(p, l.ancestors[:0])
-	l.names, l.exes = l.names[:0], l.exes[:0]
-	for _, a := range l.ancestors {
-		l.names, l.exes = append(l.names, a.Name), append(l.exes, a.Exe)
-	}
-	b.List(schemas.AncestorNames, l.names)
-	b.List(schemas.AncestorExes, l.exes)
 	ppid := h.ParentTGID
 	if len(l.ancestors) > 0 {
-		parent := l.ancestors[0]
-		ppid = parent.PID
-		b.Str(schemas.ParentName, parent.Name)
-		b.Str(schemas.ParentExe, parent.Exe)
-		b.Str(schemas.ParentCommand, parent.Command)
-		b.Str(schemas.ParentArgs, parent.Args)
+		ppid = l.ancestors[0].PID
+	}
+	if again && slices.Equal(t.ancestors, l.ancestors) {
+		b.Repeat(toldAncestors...)
+	} else {
+		l.names, l.exes = l.names[:0], l.exes[:0]
+		for _, a := range l.ancestors {
+			l.names, l.exes = append(l.names, a.Name), append(l.exes, a.Exe)
+		}
+		b.List(schemas.AncestorNames, l.names)
+		b.List(schemas.AncestorExes, l.exes)
+		if len(l.ancestors) > 0 {
+			parent := l.ancestors[0]
+			b.Str(schemas.ParentName, parent.Name)
+			b.Str(schemas.ParentExe, parent.Exe)
+			b.Str(schemas.ParentCommand, parent.Command)
+			b.Str(schemas.ParentArgs, parent.Args)
+		}
+		t.ancestors = append(t.ancestors[:0], l.ancestors...)
 	}
 	b.Uint32(schemas.ProcessParentPID, ppid)
 
+	sameContainer := again && t.known && t.cgroup == h.CgroupID
+	if user := [3]uint32{h.EUID, h.EGID, h.LoginUID}; sameContainer && t.user == user {
+		b.Repeat(toldContainer...)
+		b.Repeat(toldUser...)
+	} else {
+		t.cgroup, t.user = h.CgroupID, user
+		t.known = l.container()
+	}
+	t.proc = p
+	b.EndRow()
+}
+
+// container sets the container and the names of users in it; it returns false
+// when the cgroup is not known (yet).
+func (l *lane) container() (known bool) {
+	s, b, h := l.s, l.b, &l.ev.Header
 	c, known := s.cgroups.Resolve(h.CgroupID, h.TGID)
 	if !known {
 		s.metrics.unnamed.Inc()
@@ -511,7 +590,7 @@ func (l *lane) finish(p *proctree.Proc) {
 	case h.EUID == 0:
 		b.Str(schemas.ProcessUserName, "root")
 	}
-	b.EndRow()
+	return known
 }
 
 // eventID is the hash of everything that makes the event unique; see
