@@ -237,7 +237,17 @@ func (b *Builder) Repeat(ids ...schemas.FieldID) {
 		}
 		if width > 0 {
 			c.mark(c.lastValid())
-			c.fixed = append(c.fixed, c.fixed[len(c.fixed)-width:]...)
+			// Not one append of width bytes: that is a call of memmove each.
+			switch last := c.fixed[len(c.fixed)-width:]; width {
+			case 2:
+				c.fixed = append(c.fixed, last[0], last[1])
+			case 4:
+				c.fixed = binary.LittleEndian.AppendUint32(c.fixed, binary.LittleEndian.Uint32(last))
+			case 8:
+				c.fixed = binary.LittleEndian.AppendUint64(c.fixed, binary.LittleEndian.Uint64(last))
+			default:
+				c.fixed = append(c.fixed, last...)
+			}
 			b.size += width
 		}
 		c.n++
@@ -302,7 +312,8 @@ func (c *column) str(v string) (size int) {
 	}
 	// Rows of one process come in a row.
 	if c.n > 0 && v == c.last {
-		c.fixed = append(c.fixed, c.fixed[len(c.fixed)-2:]...)
+		last := c.fixed[len(c.fixed)-2:]
+		c.fixed = append(c.fixed, last[0], last[1])
 		return 2
 	}
 	e, added := c.dict.find(&c.text, v)
