@@ -437,26 +437,26 @@ func TestRepeat(t *testing.T) {
 		for round := range 20 {
 			repeated.Reset()
 			plain.Reset()
-			last := make([]int, len(columns)) // -1: absent
-			for i := range last {
-				last[i] = -1
-			}
-			for range 1 + rnd.IntN(30) {
+			have := make([][]int, len(columns)) // by row; -1: absent
+			for row := range 1 + rnd.IntN(30) {
 				for i, id := range columns {
+					v := -1
 					switch {
 					case i%5 == round%5: // never set in this round
 					case rnd.IntN(3) == 0:
-						repeated.Repeat(id)
-						if last[i] >= 0 {
-							set(plain, id, last[i])
+						from := rnd.IntN(row + 1) // also the row itself, which has nothing yet
+						repeated.Repeat(from, id)
+						if from < row {
+							v = have[i][from]
 						}
-					case rnd.IntN(3) == 0:
-						last[i] = -1
-					default:
-						last[i] = rnd.IntN(4)
-						set(repeated, id, last[i])
-						set(plain, id, last[i])
+					case rnd.IntN(3) > 0:
+						v = rnd.IntN(4)
+						set(repeated, id, v)
 					}
+					if v >= 0 {
+						set(plain, id, v)
+					}
+					have[i] = append(have[i], v)
 				}
 				repeated.EndRow()
 				plain.EndRow()

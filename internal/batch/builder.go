@@ -204,64 +204,61 @@ func (c *column) absent() (size int) {
 	return size
 }
 
-// Repeat sets fields of the current row to what the row before has. It is much
-// cheaper than setting them to the same values. The first row has none before
-// it: its fields stay absent.
-func (b *Builder) Repeat(ids ...schemas.FieldID) {
+// Repeat sets fields of the current row to what an earlier row of the batch
+// has, which is much cheaper than setting them to the same values.
+func (b *Builder) Repeat(row int, ids ...schemas.FieldID) {
 	for _, id := range ids {
 		c := b.at[id]
-		if c == nil || !c.used || c.n == 0 || c.n > b.rows {
+		if c == nil || !c.used || row >= c.n || c.n > b.rows {
 			continue
 		}
-		width := 0
 		switch c.typ {
 		case schemas.Text:
-			last := c.text.at(c.text.len() - 1)
-			c.text.data = append(c.text.data, last...)
+			start := len(c.text.data)
+			c.text.data = append(c.text.data, c.text.at(row)...)
 			c.text.end()
-			b.size += len(last) + 4
+			b.size += len(c.text.data) - start + 4
 		case schemas.Name, schemas.Names:
-			width = 2
+			v := c.fixed[2*row:]
+			c.fixed = append(c.fixed, v[0], v[1])
+			c.last = c.entry(binary.LittleEndian.Uint16(v))
+			b.size += 2
 		case schemas.List, schemas.Map:
-			b.size += c.repeatList()
+			b.size += c.repeatList(row)
 		case schemas.Bool:
-			c.mark(c.lastValid())
-			c.bit(c.fixed[(c.n-1)/8]&(1<<((c.n-1)%8)) != 0)
+			c.mark(c.has(row))
+			c.bit(c.fixed[row/8]&(1<<(row%8)) != 0)
 			b.size++
 		case schemas.Uint32:
-			width = 4
+			c.mark(c.has(row))
+			c.fixed = binary.LittleEndian.AppendUint32(c.fixed, binary.LittleEndian.Uint32(c.fixed[4*row:]))
+			b.size += 4
 		case schemas.Uint64, schemas.Int64, schemas.Time:
-			width = 8
+			c.mark(c.has(row))
+			c.fixed = binary.LittleEndian.AppendUint64(c.fixed, binary.LittleEndian.Uint64(c.fixed[8*row:]))
+			b.size += 8
 		case schemas.IP, schemas.ID:
-			width = 16
-		}
-		if width > 0 {
-			c.mark(c.lastValid())
-			// Not one append of width bytes: that is a call of memmove each.
-			switch last := c.fixed[len(c.fixed)-width:]; width {
-			case 2:
-				c.fixed = append(c.fixed, last[0], last[1])
-			case 4:
-				c.fixed = binary.LittleEndian.AppendUint32(c.fixed, binary.LittleEndian.Uint32(last))
-			case 8:
-				c.fixed = binary.LittleEndian.AppendUint64(c.fixed, binary.LittleEndian.Uint64(last))
-			default:
-				c.fixed = append(c.fixed, last...)
-			}
-			b.size += width
+			c.mark(c.has(row))
+			c.fixed = append(c.fixed, c.fixed[16*row:16*row+16]...)
+			b.size += 16
 		}
 		c.n++
 	}
 }
 
-// lastValid reports whether the last row has a value.
-func (c *column) lastValid() bool {
-	return !c.nulls || c.valid[(c.n-1)/8]&(1<<((c.n-1)%8)) != 0
+// has reports whether a row has a value.
+func (c *column) has(row int) bool { return !c.nulls || c.valid[row/8]&(1<<(row%8)) != 0 }
+
+// entry is an entry of the dictionary, in the memory of text, which is not
+// written again before the next reset.
+func (c *column) entry(e uint16) string {
+	b := c.text.at(int(e))
+	return unsafe.String(unsafe.SliceData(b), len(b))
 }
 
-// repeatList adds the elements of the last row once more.
-func (c *column) repeatList() (size int) {
-	from, to := c.off[c.n-1], c.off[c.n]
+// repeatList adds the elements of an earlier row once more.
+func (c *column) repeatList(row int) (size int) {
+	from, to := c.off[row], c.off[row+1]
 	for _, t := range []*texts{&c.text, &c.vals} {
 		if t.len() < int(to) { // a list has no values beside its elements
 			continue
@@ -318,9 +315,7 @@ func (c *column) str(v string) (size int) {
 	}
 	e, added := c.dict.find(&c.text, v)
 	c.fixed = binary.LittleEndian.AppendUint16(c.fixed, e)
-	// In the memory of text, which is not written again before the next reset.
-	entry := c.text.at(int(e))
-	c.last = unsafe.String(unsafe.SliceData(entry), len(entry))
+	c.last = c.entry(e)
 	if added {
 		return len(v) + 4 + 2
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"sync/atomic"
 
 	"github.com/apache/arrow/go/v16/arrow"
@@ -26,8 +27,18 @@ var ErrOversized = fmt.Errorf("event larger than the batch limit of %d bytes", s
 // Encode returns the batch as Arrow IPC streams of at most
 // schemas.MaxBatchBytes each: one, or several in row order if one would be
 // larger. A row that is too large alone gives ErrOversized (permanent).
-func Encode(b *Batch) ([]Encoded, error) {
-	data, err := encode(b)
+func Encode(b *Batch) ([]Encoded, error) { return new(Encoder).Encode(b) }
+
+// Encoder encodes many batches one after the other and keeps its memory between
+// them. The zero value is ready; it is used by one goroutine at a time.
+type Encoder struct {
+	buf  bytes.Buffer
+	free recycler
+}
+
+// Encode is Encode.
+func (e *Encoder) Encode(b *Batch) ([]Encoded, error) {
+	data, err := e.encode(b)
 	if err != nil {
 		return nil, err
 	}
@@ -37,11 +48,11 @@ func Encode(b *Batch) ([]Encoded, error) {
 	if b.rows == 1 {
 		return nil, fault.Permanent(schemas.LossOversized, ErrOversized)
 	}
-	first, err := Encode(b.Slice(0, b.rows/2))
+	first, err := e.Encode(b.Slice(0, b.rows/2))
 	if err != nil {
 		return nil, err
 	}
-	second, err := Encode(b.Slice(b.rows/2, b.rows))
+	second, err := e.Encode(b.Slice(b.rows/2, b.rows))
 	return append(first, second...), err
 }
 
@@ -51,16 +62,63 @@ type Encoded struct {
 	Batch *Batch
 }
 
-func encode(b *Batch) ([]byte, error) {
-	var buf bytes.Buffer
-	w := ipc.NewWriter(&buf, ipc.WithSchema(b.rec.Schema()), ipc.WithLZ4(), ipc.WithCompressConcurrency(0))
+func (e *Encoder) encode(b *Batch) ([]byte, error) {
+	e.buf.Reset()
+	w := ipc.NewWriter(&e.buf, ipc.WithSchema(b.rec.Schema()), ipc.WithLZ4(), ipc.WithCompressConcurrency(0), ipc.WithAllocator(&e.free))
 	if err := w.Write(b.rec); err != nil {
 		return nil, fmt.Errorf("encode %s batch of %d rows: %w", b.class, b.rows, err)
 	}
 	if err := w.Close(); err != nil {
 		return nil, fmt.Errorf("encode %s batch: %w", b.class, err)
 	}
-	return buf.Bytes(), nil
+	return bytes.Clone(e.buf.Bytes()), nil
+}
+
+// recycler allocates Go memory and gives what was freed out again, so that
+// compressing the columns of a batch makes no garbage. It keeps at most as much
+// as one batch needs at once.
+type recycler struct {
+	memory.GoAllocator
+	free [][]byte
+}
+
+// recycled bounds the pieces kept.
+const recycled = 64
+
+func (r *recycler) Allocate(size int) []byte {
+	best := -1
+	for i, b := range r.free {
+		if cap(b) >= size && (best < 0 || cap(b) < cap(r.free[best])) {
+			best = i
+		}
+	}
+	// One far too large is left for whoever needs it.
+	if best >= 0 && cap(r.free[best]) <= 4*max(size, 1024) {
+		b := r.free[best]
+		last := len(r.free) - 1
+		r.free[best], r.free[last] = r.free[last], nil
+		r.free = r.free[:last]
+		return b[:size]
+	}
+	// Rounded up, so that the next batch, which is a little larger, can use it.
+	room := 1 << bits.Len(uint(max(size, 256)))
+	return r.GoAllocator.Allocate(room)[:size]
+}
+
+func (r *recycler) Reallocate(size int, b []byte) []byte {
+	if size <= cap(b) {
+		return b[:size]
+	}
+	bigger := r.Allocate(size)
+	copy(bigger, b)
+	r.Free(b)
+	return bigger
+}
+
+func (r *recycler) Free(b []byte) {
+	if cap(b) > 0 && len(r.free) < recycled {
+		r.free = append(r.free, b)
+	}
 }
 
 // Decode reads one batch from an Arrow IPC stream that may come from anyone.

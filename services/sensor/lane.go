@@ -29,13 +29,15 @@ type lane struct {
 	class   schemas.Class
 	subject string
 	b       *batch.Builder
+	enc     batch.Encoder
 	read    prometheus.Counter
 
 	ev     bpf.Event
 	now    time.Time // when ev was read, or a little before
 	fresh  int       // how many more events may go by until the clock is read again
 	opened time.Time // when the batch's first row came
-	told   told
+	told   [remembered]told
+	next   int      // place in told to use next
 	lost   bool     // the previous run's loss is accounted for
 	prefix [16]byte // hash of what all event ids of the lane share
 	idBuf  [16 + 4 + 8]byte
@@ -153,7 +155,7 @@ func (l *lane) flush() error {
 	if l.b.Len() == 0 {
 		return nil
 	}
-	enc, err := batch.Encode(l.b.Batch())
+	enc, err := l.enc.Encode(l.b.Batch())
 	if err != nil {
 		return err // rows are bounded far below the batch limit
 	}
@@ -183,7 +185,9 @@ func (l *lane) flush() error {
 		l.s.spooled[l.r.Class()].Add(uint64(e.Batch.Rows()))
 	}
 	l.b.Reset()
-	l.told.proc = nil
+	for i := range l.told {
+		l.told[i].proc = nil
+	}
 	return nil
 }
 
@@ -449,16 +453,34 @@ func socketPath(p []byte) string {
 	return bpf.String(p)
 }
 
-// told is what the row before tells of its process. Most events of a busy node
-// come from few processes, many in a row: what is the same is repeated, not set
-// again. proc is nil in a batch's first row.
+// told is what an earlier row of the batch tells of its process. Most events of a
+// busy node come from few processes: what is the same is repeated, not set
+// again.
 type told struct {
-	proc      *proctree.Proc
+	proc      *proctree.Proc // nil: there is no such row
+	row       int
 	session   *proctree.Proc
 	ancestors []*proctree.Proc
 	cgroup    uint64
 	known     bool // the container was
 	user      [3]uint32
+}
+
+// remembered is how many processes that take turns a lane remembers.
+const remembered = 4
+
+// earlier returns what was told last of a process, or the place to note it, whose
+// proc is then nil.
+func (l *lane) earlier(p *proctree.Proc) *told {
+	for i := range l.told {
+		if l.told[i].proc == p {
+			return &l.told[i]
+		}
+	}
+	t := &l.told[l.next%remembered]
+	l.next++
+	t.proc = nil
+	return t
 }
 
 // The columns that each part of told stands for.
@@ -473,8 +495,8 @@ var (
 
 // finish sets what every event has, and ends the row.
 func (l *lane) finish(p *proctree.Proc) {
-	s, b, h, t := l.s, l.b, &l.ev.Header, &l.told
-	again := t.proc != nil // there is a row before
+	s, b, h, t := l.s, l.b, &l.ev.Header, l.earlier(p)
+	again := t.proc != nil // a Proc never changes: the same one says the same
 	offset := s.offset.Load()
 	b.Bytes16(schemas.EventID, l.eventID(h.CPU, h.Seq))
 	b.Int64(schemas.EventTime, int64(h.Time)+offset)
@@ -482,8 +504,8 @@ func (l *lane) finish(p *proctree.Proc) {
 	b.Int64(schemas.TimeObserved, l.now.UnixNano())
 	b.Uint32(schemas.CPU, h.CPU)
 	b.Uint64(schemas.Sequence, h.Seq)
-	if again {
-		b.Repeat(toldAlways...)
+	if b.Len() > 0 {
+		b.Repeat(0, toldAlways...)
 	} else {
 		b.Uint32(schemas.SchemaVer, schemas.SchemaVersion)
 		b.Str(schemas.Cluster, s.cfg.Cluster)
@@ -504,9 +526,8 @@ func (l *lane) finish(p *proctree.Proc) {
 	b.Uint32(schemas.NamespaceUser, h.UserNS)
 	b.Uint64(schemas.CgroupID, h.CgroupID)
 
-	// A Proc never changes: the same one says the same.
-	if t.proc == p {
-		b.Repeat(toldProc...)
+	if again {
+		b.Repeat(t.row, toldProc...)
 	} else {
 		b.Str(schemas.ProcessName, p.Name)
 		b.Str(schemas.ProcessExe, p.Exe)
@@ -521,7 +542,7 @@ func (l *lane) finish(p *proctree.Proc) {
 	}
 	leader := s.tree.At(p.SessionID, 0, h.Time)
 	if again && t.session == leader {
-		b.Repeat(toldSession...)
+		b.Repeat(t.row, toldSession...)
 	} else if leader != nil {
 		b.Str(schemas.ProcessSessionName, leader.Name)
 	}
@@ -533,7 +554,7 @@ func (l *lane) finish(p *proctree.Proc) {
 		ppid = l.ancestors[0].PID
 	}
 	if again && slices.Equal(t.ancestors, l.ancestors) {
-		b.Repeat(toldAncestors...)
+		b.Repeat(t.row, toldAncestors...)
 	} else {
 		l.names, l.exes = l.names[:0], l.exes[:0]
 		for _, a := range l.ancestors {
@@ -554,13 +575,13 @@ func (l *lane) finish(p *proctree.Proc) {
 
 	sameContainer := again && t.known && t.cgroup == h.CgroupID
 	if user := [3]uint32{h.EUID, h.EGID, h.LoginUID}; sameContainer && t.user == user {
-		b.Repeat(toldContainer...)
-		b.Repeat(toldUser...)
+		b.Repeat(t.row, toldContainer...)
+		b.Repeat(t.row, toldUser...)
 	} else {
 		t.cgroup, t.user = h.CgroupID, user
 		t.known = l.container()
 	}
-	t.proc = p
+	t.proc, t.row = p, b.Len()
 	b.EndRow()
 }
 
