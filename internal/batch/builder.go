@@ -449,9 +449,11 @@ func (b *Builder) EndRow() {
 
 var zero16 [16]byte
 
-// Full reports whether the batch should be closed: it has MaxRows rows, or one
-// more row of ordinary size might take it over schemas.MaxBatchBytes encoded.
-func (b *Builder) Full() bool { return b.rows >= MaxRows || b.size >= schemas.MaxBatchBytes*3/4 }
+// Full reports whether the batch should be closed: it has MaxRows rows, or so many
+// bytes that they might take more than schemas.MaxBatchBytes encoded. Events of
+// the kernel shrink to less than a fifth; what does not shrink so far is split by
+// Encode.
+func (b *Builder) Full() bool { return b.rows >= MaxRows || b.size >= 2*schemas.MaxBatchBytes }
 
 // Batch returns the rows as a batch that shares the builder's memory: it is
 // valid until the next Reset or row. Columns in which no row has a value are
