@@ -117,6 +117,8 @@ const (
 	ExecScript            uint32 = 1 << 5 // Filename names a script, Exe its interpreter
 	ExecSecure            uint32 = 1 << 6 // AT_SECURE: set-id or file capabilities took effect
 	ExecFD                uint32 = 1 << 7 // by execveat, of a descriptor or relative to one
+	ExecEnvTruncated      uint32 = 1 << 8 // the environment is longer than what Env carries
+	ExecEnvFault          uint32 = 1 << 9 // the environment could not be read (all of it)
 )
 
 // Bits of OpenFields.Access, taken from the opened file itself.
@@ -142,6 +144,7 @@ const (
 const (
 	MaxPath = 4096 // each of Filename, Exe, Cwd, Path
 	MaxArgs = 8192 // Args
+	MaxEnv  = 8192 // Env
 
 	maxUnixPath = 108 // ConnEvent.Path: sizeof(sockaddr_un.sun_path)
 )
@@ -215,7 +218,7 @@ type ExecFields struct {
 	ExeLen         uint32
 	CwdLen         uint32
 	ArgsLen        uint32
-	Pad            uint32
+	EnvLen         uint32
 	TTY            [32]byte // the kernel's name of the terminal, NUL padded: "pts3"
 }
 
@@ -227,6 +230,7 @@ type ExecEvent struct {
 	Exe      []byte // absolute path of the file that runs, as the process sees it
 	Cwd      []byte // working directory, as the process sees it
 	Args     []byte // arguments, each ended by a NUL byte; cut after MaxArgs bytes
+	Env      []byte // variables as NAME=value, each ended by a NUL byte; cut after MaxEnv bytes; see Kernel.SetEnvironment
 }
 
 // ForkEvent tells of a new process (never of a thread). The header is the forking process.
@@ -455,7 +459,7 @@ func Decode(sample []byte, ev *Event) error {
 		e := &ev.Exec
 		rest, ok = take(rest, &e.ExecFields)
 		ok = ok && cut(&rest, e.FilenameLen, MaxPath, &e.Filename) && cut(&rest, e.ExeLen, MaxPath, &e.Exe) &&
-			cut(&rest, e.CwdLen, MaxPath, &e.Cwd) && cut(&rest, e.ArgsLen, MaxArgs, &e.Args)
+			cut(&rest, e.CwdLen, MaxPath, &e.Cwd) && cut(&rest, e.ArgsLen, MaxArgs, &e.Args) && cut(&rest, e.EnvLen, MaxEnv, &e.Env)
 	case ActionFork:
 		class = ClassProcess
 		rest, ok = take(rest, &ev.Fork)

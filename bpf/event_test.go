@@ -64,8 +64,8 @@ func records() []record {
 		return h
 	}
 	exec := ExecEvent{ExecFields: number[ExecFields](50)}
-	exec.Filename, exec.Exe, exec.Cwd, exec.Args = []byte("./true"), []byte("/bin/true"), []byte("/bin"), []byte("true\x00\xff\x00")
-	exec.FilenameLen, exec.ExeLen, exec.CwdLen, exec.ArgsLen = 6, 9, 4, 7
+	exec.Filename, exec.Exe, exec.Cwd, exec.Args, exec.Env = []byte("./true"), []byte("/bin/true"), []byte("/bin"), []byte("true\x00\xff\x00"), []byte("A=b\x00")
+	exec.FilenameLen, exec.ExeLen, exec.CwdLen, exec.ArgsLen, exec.EnvLen = 6, 9, 4, 7, 4
 	open := OpenEvent{OpenFields: number[OpenFields](90), Path: []byte("/etc/passwd")}
 	open.PathLen = 11
 	change := PathEvent{PathFields: number[PathFields](110), Base: []byte("/tmp"), Path: []byte("a"), TargetBase: []byte("/var/tmp"), Target: []byte("../bc")}
@@ -74,7 +74,7 @@ func records() []record {
 
 	conn.PathLen = 9
 	he, ho, hf, hx, hc := header(ClassProcess, ActionExec), header(ClassFile, ActionOpen), header(ClassProcess, ActionFork), header(ClassProcess, ActionExit), header(ClassNetwork, ActionConnect)
-	be := encode(he, exec.ExecFields, "./true", "/bin/true", "/bin", "true\x00\xff\x00")
+	be := encode(he, exec.ExecFields, "./true", "/bin/true", "/bin", "true\x00\xff\x00", "A=b\x00")
 	bo := encode(ho, open.OpenFields, "/etc/passwd")
 	hp := header(ClassFile, ActionRename)
 	bp := encode(hp, change.PathFields, "/tmp", "a", "/var/tmp", "../bc")
@@ -238,9 +238,9 @@ func FuzzDecode(f *testing.F) {
 		switch ev.Header.Action {
 		case ActionExec:
 			e := &ev.Exec
-			n += int(unsafe.Sizeof(e.ExecFields)) + len(e.Filename) + len(e.Exe) + len(e.Cwd) + len(e.Args)
+			n += int(unsafe.Sizeof(e.ExecFields)) + len(e.Filename) + len(e.Exe) + len(e.Cwd) + len(e.Args) + len(e.Env)
 			// Together they are the record's end, in this order.
-			if got := bytes.Join([][]byte{e.Filename, e.Exe, e.Cwd, e.Args}, nil); !bytes.HasSuffix(b, got) {
+			if got := bytes.Join([][]byte{e.Filename, e.Exe, e.Cwd, e.Args, e.Env}, nil); !bytes.HasSuffix(b, got) {
 				t.Fatal("strings are not the record's end")
 			}
 		case ActionFork:

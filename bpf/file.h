@@ -70,32 +70,29 @@ static __always_inline bool is_watched(struct file_scratch *s)
 }
 
 /* The flags the caller gave. The kernel keeps only some of them in the file. */
-static __always_inline __u64 open_flags(void *regs, bool compat, enum call call, __u32 file_flags,
-					struct counters *c)
+static __always_inline __u64 open_flags(const struct syscall *sc, __u32 file_flags, struct counters *c)
 {
 	__u64 flags;
 
-	switch (call) {
+	switch (sc->call) {
 	case CALL_OPEN:
-		return (__u32)call_argument(regs, compat, 1);
+		return (__u32)sc->args[1];
 	case CALL_OPENAT:
 	case CALL_OPEN_BY_HANDLE_AT:
-		return (__u32)call_argument(regs, compat, 2);
+		return (__u32)sc->args[2];
 	case CALL_CREAT:
 		return 01 | 0100 | 01000; /* O_WRONLY | O_CREAT | O_TRUNC */
 	default:
 		/* the first member of struct open_how, in the caller's memory */
-		if (!bpf_probe_read_user(&flags, sizeof(flags), (void *)call_argument(regs, compat, 2)))
+		if (!bpf_probe_read_user(&flags, sizeof(flags), (void *)sc->args[2]))
 			return flags;
 		count(&c->errors[ERROR_USER_ADDRESS]);
 		return file_flags;
 	}
 }
 
-static __noinline int on_open(struct task_struct *task, void *regs, __u32 fd, __u32 call_compat)
+static __noinline int on_open(struct task_struct *task, const struct syscall *sc)
 {
-	enum call call = call_compat & 0xff;
-	bool compat = call_compat >> 8;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_FILE);
 	struct file_scratch *s;
 	struct open_event *e;
@@ -103,7 +100,7 @@ static __noinline int on_open(struct task_struct *task, void *regs, __u32 fd, __
 	struct inode *inode;
 	struct bpf_dynptr record;
 	struct file *file;
-	__u32 zero = 0, f_mode, mode, access, len;
+	__u32 zero = 0, fd = sc->ret, f_mode, mode, access, len;
 
 	if (!c)
 		return 0;
@@ -139,11 +136,11 @@ static __noinline int on_open(struct task_struct *task, void *regs, __u32 fd, __
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;
 	e->h.action = ACTION_OPEN;
-	if (compat)
+	if (sc->compat)
 		e->h.flags |= HEADER_COMPAT;
 	e->access = access;
 	e->file_flags = BPF_CORE_READ(file, f_flags);
-	e->flags = open_flags(regs, compat, call, e->file_flags, c);
+	e->flags = open_flags(sc, e->file_flags, c);
 	e->ino = BPF_CORE_READ(inode, i_ino);
 	e->dev = encode_dev(BPF_CORE_READ(inode, i_sb, s_dev));
 	e->mode = mode;
@@ -151,7 +148,7 @@ static __noinline int on_open(struct task_struct *task, void *regs, __u32 fd, __
 	e->gid = BPF_CORE_READ(inode, i_gid.val);
 	e->nlink = BPF_CORE_READ(inode, i_nlink);
 	e->fd = fd;
-	e->call = call;
+	e->call = sc->call;
 	e->path_flags = s->path.flags;
 	if (is_deleted(dentry, e->nlink))
 		e->path_flags |= PATH_DELETED;

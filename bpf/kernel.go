@@ -465,11 +465,26 @@ const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL of linux/membarrier.h
 
 // Layout of struct config (lib/maps.h); layout_test.go compares it.
 const (
-	configWatching = 4
-	configStopped  = 16
-	configUnwanted = 24
-	configBytes    = 56
+	configWatching    = 4
+	configStopped     = 16
+	configEnvironment = 20
+	configUnwanted    = 24
+	configBytes       = 56
 )
+
+// SetEnvironment sets whether an exec event has the program's environment.
+func (k *Kernel) SetEnvironment(on bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return errClosed
+	}
+	value := uint32(0)
+	if on {
+		value = 1
+	}
+	return k.set(configEnvironment, value)
+}
 
 // SetUnwanted replaces the set of system calls that are no events: names as [Event.Syscall] has them; "close" is the
 // end of TCP connections. They are not looked at, and not counted. What makes, changes or ends processes cannot be left

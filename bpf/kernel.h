@@ -96,12 +96,12 @@ static __always_inline bool bpf_matters(__u32 command)
 	return false;
 }
 
-#define ARG(n) call_argument(regs, compat, (n) - 1)
+#define ARG(n) sc->args[(n) - 1]
 
 /* Whether the call is an event: those that programs make all the time are looked at first. */
-static __always_inline bool call_matters(enum call call, void *regs, bool compat)
+static __always_inline bool call_matters(const struct syscall *sc)
 {
-	switch (call) {
+	switch (sc->call) {
 	case CALL_MMAP:
 	case CALL_MPROTECT:
 	case CALL_PKEY_MPROTECT:
@@ -128,7 +128,7 @@ static __always_inline bool call_matters(enum call call, void *regs, bool compat
 }
 
 /* What a bpf call made, from the object behind its descriptor; of one that failed, what its caller's memory says. */
-static __always_inline void fill_bpf(struct call_event *e, struct task_struct *task, void *regs, bool compat,
+static __always_inline void fill_bpf(struct call_event *e, struct task_struct *task, const struct syscall *sc,
 				     struct counters *c)
 {
 	__u32 command = ARG(1);
@@ -231,10 +231,9 @@ static __always_inline void submit_call(struct call_scratch *s, struct counters 
 	bpf_ringbuf_submit_dynptr(&record, 0);
 }
 
-static __noinline int on_call(struct task_struct *task, void *regs, long ret, __u32 call_compat)
+static __noinline int on_call(struct task_struct *task, const struct syscall *sc)
 {
-	__u32 call = call_compat & 0xff, zero = 0;
-	bool compat = call_compat >> 8;
+	__u32 call = sc->call, zero = 0;
 	struct counters *c;
 	struct call_scratch *s;
 	const struct recipe *r;
@@ -243,7 +242,7 @@ static __noinline int on_call(struct task_struct *task, void *regs, long ret, __
 	struct fs_struct *fs;
 	__u64 pointer;
 
-	if (call >= NUM_CALLS || !call_matters(call, regs, compat))
+	if (call >= NUM_CALLS || !call_matters(sc))
 		return 0;
 	c = counters_of(bpf_get_smp_processor_id(), CLASS_KERNEL);
 	s = bpf_map_lookup_elem(&call_scratch, &zero);
@@ -255,11 +254,11 @@ static __noinline int on_call(struct task_struct *task, void *regs, long ret, __
 	no_name(&s->path);
 	no_name(&s->target);
 	fill_header(&e->h, task);
-	if (compat)
+	if (sc->compat)
 		e->h.flags |= HEADER_COMPAT;
 	fill_state(e, task);
 	e->call = call;
-	e->result = ret;
+	e->result = sc->ret;
 	e->args[0] = ARG(1);
 	e->args[1] = ARG(2);
 	e->args[2] = ARG(3);
@@ -268,29 +267,29 @@ static __noinline int on_call(struct task_struct *task, void *regs, long ret, __
 	e->args[5] = ARG(6);
 
 	if (r->fd && !(call == CALL_MMAP && ARG(4) & MAP_ANONYMOUS)) {
-		inode = walk_file(&s->path, task, argument(regs, compat, r->fd));
+		inode = walk_file(&s->path, task, argument(sc, r->fd));
 		if (inode)
 			e->ino = BPF_CORE_READ(inode, i_ino);
 	}
 	fs = task->fs;
-	if (call == CALL_CHROOT && !ret && fs)
+	if (call == CALL_CHROOT && !sc->ret && fs)
 		/* the new root itself, as its mount namespace has it */
 		walk_to_top(&s->path.base, fs->root.mnt, fs->root.dentry);
 	else if (r->path)
-		read_named(&s->path, task, (const char *)argument(regs, compat, r->path), directory(regs, compat, r->dir));
+		read_named(&s->path, task, (const char *)argument(sc, r->path), directory(sc, r->dir));
 	if (r->target && !(call == CALL_FSCONFIG && ARG(2) != FSCONFIG_SET_STRING))
-		read_named(&s->target, task, (const char *)argument(regs, compat, r->target),
-			   directory(regs, compat, r->target_dir));
+		read_named(&s->target, task, (const char *)argument(sc, r->target),
+			   directory(sc, r->target_dir));
 	/* A text that is not there, as the type of a bind mount, is none. */
-	if (r->text && argument(regs, compat, r->text)) {
+	if (r->text && argument(sc, r->text)) {
 		e->path_flags |= PATH_USER;
-		if (bpf_probe_read_user_str(e->text, sizeof(e->text), (void *)argument(regs, compat, r->text)) < 0)
+		if (bpf_probe_read_user_str(e->text, sizeof(e->text), (void *)argument(sc, r->text)) < 0)
 			count(&c->errors[ERROR_USER_ADDRESS]);
 	}
 	if (r->number) {
 		e->path_flags |= PATH_USER;
-		pointer = argument(regs, compat, r->number);
-		if (pointer && bpf_probe_read_user(&e->number, r->number_size == 8 && !compat ? 8 : 4,
+		pointer = argument(sc, r->number);
+		if (pointer && bpf_probe_read_user(&e->number, r->number_size == 8 && !sc->compat ? 8 : 4,
 						   (void *)(pointer + r->number_at)))
 			count(&c->errors[ERROR_USER_ADDRESS]);
 	}
@@ -299,7 +298,7 @@ static __noinline int on_call(struct task_struct *task, void *regs, long ret, __
 			if (!bpf_probe_read_user(&pointer, sizeof(pointer), (void *)ARG(2)))
 				read_named(&s->path, task, (const char *)pointer, AT_FDCWD);
 		} else {
-			fill_bpf(e, task, regs, compat, c);
+			fill_bpf(e, task, sc, c);
 		}
 	}
 	if (call == CALL_PERF_EVENT_OPEN && bpf_probe_read_user(&e->type, sizeof(e->type), (void *)ARG(1)))

@@ -119,7 +119,7 @@ func TestMapLayout(t *testing.T) {
 			"counters": {counterWords * 8, map[string]uint32{
 				"seen": counterSeen * 8, "submitted": counterSubmitted * 8, "ring_full": counterRingFull * 8,
 				"filtered": counterFiltered * 8, "threads": counterThreads * 8, "errors": counterErrors * 8}},
-			"config": {configBytes, map[string]uint32{"watching": configWatching, "stopped": configStopped, "unwanted": configUnwanted}},
+			"config": {configBytes, map[string]uint32{"watching": configWatching, "stopped": configStopped, "environment": configEnvironment, "unwanted": configUnwanted}},
 		} {
 			var c *btf.Struct
 			if err := spec.Types.TypeByName(name, &c); err != nil {
@@ -148,11 +148,11 @@ func TestEnums(t *testing.T) {
 		"event_action": {},
 		"header_flag":  {"HEADER_KERNEL_THREAD": uint64(HeaderKernelThread), "HEADER_COMPAT": uint64(HeaderCompat)},
 		"path_flag":    {"PATH_TRUNCATED": uint64(PathTruncated), "PATH_OUTSIDE": uint64(PathOutside), "PATH_DELETED": uint64(PathDeleted), "PATH_FAULT": uint64(PathFault), "PATH_USER": uint64(PathUser)},
-		"exec_flag":    {"EXEC_ARGS_TRUNCATED": uint64(ExecArgsTruncated), "EXEC_ARGS_FAULT": uint64(ExecArgsFault), "EXEC_FILENAME_TRUNCATED": uint64(ExecFilenameTruncated), "EXEC_MEMFD": uint64(ExecMemfd), "EXEC_UPPER": uint64(ExecUpper), "EXEC_SCRIPT": uint64(ExecScript), "EXEC_SECURE": uint64(ExecSecure), "EXEC_FD": uint64(ExecFD)},
+		"exec_flag":    {"EXEC_ARGS_TRUNCATED": uint64(ExecArgsTruncated), "EXEC_ARGS_FAULT": uint64(ExecArgsFault), "EXEC_FILENAME_TRUNCATED": uint64(ExecFilenameTruncated), "EXEC_MEMFD": uint64(ExecMemfd), "EXEC_UPPER": uint64(ExecUpper), "EXEC_SCRIPT": uint64(ExecScript), "EXEC_SECURE": uint64(ExecSecure), "EXEC_FD": uint64(ExecFD), "EXEC_ENV_TRUNCATED": uint64(ExecEnvTruncated), "EXEC_ENV_FAULT": uint64(ExecEnvFault)},
 		"open_access":  {"OPEN_READ": uint64(OpenRead), "OPEN_WRITE": uint64(OpenWrite), "OPEN_CREATED": uint64(OpenCreated), "OPEN_WATCHED": uint64(OpenWatched)},
 		"conn_flag":    {"CONN_REMOTE_FROM_USER": uint64(ConnRemoteFromUser), "CONN_LOCAL_FROM_USER": uint64(ConnLocalFromUser), "CONN_ACCEPTED": uint64(ConnAccepted)},
 		"error_kind":   {"ERROR_PATH": uint64(ErrorPath), "ERROR_ARGS": uint64(ErrorArgs), "ERROR_FILENAME": uint64(ErrorFilename), "ERROR_FD": uint64(ErrorFD), "ERROR_USER_ADDRESS": uint64(ErrorUserAddress), "ERROR_STORAGE": uint64(ErrorStorage), "NUM_ERRORS": counterWords - counterErrors},
-		"layout":       {"LAYOUT_VERSION": LayoutVersion, "MAX_PATH": MaxPath, "MAX_ARGS": MaxArgs, "WATCH_BYTES": watchBytes},
+		"layout":       {"LAYOUT_VERSION": LayoutVersion, "MAX_PATH": MaxPath, "MAX_ARGS": MaxArgs, "MAX_ENV": MaxEnv, "WATCH_BYTES": watchBytes},
 	}
 	for a, name := range actionNames {
 		want["event_action"]["ACTION_"+strings.ToUpper(name)] = uint64(a)

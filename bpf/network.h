@@ -127,13 +127,6 @@ int picket_attempt(__u64 *ctx)
 	return 0;
 }
 
-/* A call on a socket: its arguments are in registers or in memory, as the architecture has it. */
-struct socket_call {
-	__u64 args[5];
-	long ret;
-	__u32 call_compat; /* enum call; bit 8: of a 32-bit program */
-};
-
 /* The socket behind a descriptor; NULL if it is none. */
 static __always_inline struct sock *socket_of(struct task_struct *task, __u32 fd, struct conn_event *e,
 					      struct counters *c)
@@ -257,7 +250,7 @@ static __always_inline void read_failed_destination(struct conn_event *e, struct
 }
 
 static __always_inline void emit_conn(struct conn_scratch *s, struct task_struct *task, enum event_action action,
-				      __u32 call_compat, struct counters *c)
+				      const struct syscall *sc, struct counters *c)
 {
 	struct conn_event *from = &s->event, *e;
 	__u32 len = from->path_len & 127; /* at most UNIX_PATH; the mask is for the verifier */
@@ -268,8 +261,8 @@ static __always_inline void emit_conn(struct conn_scratch *s, struct task_struct
 	from->h.class = CLASS_NETWORK;
 	from->h.action = action;
 	from->h.size = sizeof(*from) + len;
-	from->call = call_compat & 0xff;
-	if (call_compat >> 8)
+	from->call = sc->call;
+	if (sc->compat)
 		from->h.flags |= HEADER_COMPAT;
 	if (len) {
 		from->h.seq = next_seq(c, !bpf_ringbuf_reserve_dynptr(&network_ring, from->h.size, 0, &record));
@@ -312,11 +305,11 @@ static __always_inline void remember(struct conn_scratch *s, struct sock *sk, st
 		count(&c->errors[ERROR_STORAGE]);
 }
 
-static __noinline int on_connect(struct task_struct *task, const struct socket_call *call)
+static __noinline int on_connect(struct task_struct *task, const struct syscall *sc)
 {
-	const void *user = (void *)call->args[1];
-	__u32 fd = call->args[0];
-	int result = call->ret;
+	const void *user = (void *)sc->args[1];
+	__u32 fd = sc->args[0];
+	int result = sc->ret;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
 	struct conn_scratch *s = new_conn();
 	struct conn_event *e;
@@ -340,9 +333,9 @@ static __noinline int on_connect(struct task_struct *task, const struct socket_c
 			read_unix_path(s, peer);
 		} else {
 			e->flags |= CONN_REMOTE_FROM_USER;
-			read_user_path(s, user, call->args[2], c);
+			read_user_path(s, user, sc->args[2], c);
 		}
-		emit_conn(s, task, ACTION_CONNECT, call->call_compat, c);
+		emit_conn(s, task, ACTION_CONNECT, sc, c);
 		return 0;
 	}
 	if (!is_inet(e))
@@ -359,15 +352,15 @@ static __noinline int on_connect(struct task_struct *task, const struct socket_c
 	a = bpf_task_storage_get(&attempts, task, NULL, 0);
 	if (a && result != -EINPROGRESS && result != -EINTR)
 		a->sk = NULL;
-	emit_conn(s, task, ACTION_CONNECT, call->call_compat, c);
+	emit_conn(s, task, ACTION_CONNECT, sc, c);
 	if (!result || result == -EINPROGRESS)
 		remember(s, sk, c);
 	return 0;
 }
 
-static __noinline int on_accept(struct task_struct *task, const struct socket_call *call)
+static __noinline int on_accept(struct task_struct *task, const struct syscall *sc)
 {
-	__u32 fd = call->ret;
+	__u32 fd = sc->ret;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
 	struct conn_scratch *s = new_conn();
 	struct sock *sk;
@@ -379,14 +372,15 @@ static __noinline int on_accept(struct task_struct *task, const struct socket_ca
 		return 0;
 	read_addresses(&s->event, sk);
 	s->event.fd = fd;
-	emit_conn(s, task, ACTION_ACCEPT, call->call_compat, c);
+	emit_conn(s, task, ACTION_ACCEPT, sc, c);
 	remember(s, sk, c);
 	return 0;
 }
 
 /* A socket copied onto standard input, output or error: a shell on it talks to whoever is at the other end. */
-static __noinline int on_dup(struct task_struct *task, __u32 fd, __u32 copy, __u32 call_compat)
+static __noinline int on_dup(struct task_struct *task, const struct syscall *sc)
 {
+	__u32 fd = sc->args[0], copy = sc->ret;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
 	struct conn_scratch *s = new_conn();
 	struct sock *sk;
@@ -399,7 +393,7 @@ static __noinline int on_dup(struct task_struct *task, __u32 fd, __u32 copy, __u
 	read_addresses(&s->event, sk);
 	s->event.fd = fd;
 	s->event.result = copy;
-	emit_conn(s, task, ACTION_DUP, call_compat, c);
+	emit_conn(s, task, ACTION_DUP, sc, c);
 	return 0;
 }
 
@@ -412,9 +406,9 @@ static __noinline int on_dup(struct task_struct *task, __u32 fd, __u32 copy, __u
 #define SOCK_TYPE_MASK 0xf
 
 /* Sockets that see or send packets past the protocols, or reach what no network has; the others show when used. */
-static __noinline int on_socket(struct task_struct *task, const struct socket_call *call)
+static __noinline int on_socket(struct task_struct *task, const struct syscall *sc)
 {
-	__u32 family = call->args[0], type = call->args[1] & SOCK_TYPE_MASK;
+	__u32 family = sc->args[0], type = sc->args[1] & SOCK_TYPE_MASK;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
 	struct conn_scratch *s;
 
@@ -436,18 +430,18 @@ static __noinline int on_socket(struct task_struct *task, const struct socket_ca
 		return 0;
 	s->event.family = family;
 	s->event.type = type;
-	s->event.protocol = call->args[2];
-	s->event.result = call->ret;
-	s->event.fd = call->ret;
-	emit_conn(s, task, ACTION_SOCKET, call->call_compat, c);
+	s->event.protocol = sc->args[2];
+	s->event.result = sc->ret;
+	s->event.fd = sc->ret;
+	emit_conn(s, task, ACTION_SOCKET, sc, c);
 	return 0;
 }
 
-static __noinline int on_bind(struct task_struct *task, const struct socket_call *call)
+static __noinline int on_bind(struct task_struct *task, const struct syscall *sc)
 {
-	const void *user = (void *)call->args[1];
-	__u32 fd = call->args[0];
-	int result = call->ret;
+	const void *user = (void *)sc->args[1];
+	__u32 fd = sc->args[0];
+	int result = sc->ret;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
 	struct conn_scratch *s = new_conn();
 	struct conn_event *e;
@@ -466,7 +460,7 @@ static __noinline int on_bind(struct task_struct *task, const struct socket_call
 			read_unix_path(s, sk);
 		} else {
 			e->flags |= CONN_LOCAL_FROM_USER;
-			read_user_path(s, user, call->args[2], c);
+			read_user_path(s, user, sc->args[2], c);
 		}
 	} else if (!is_inet(e)) {
 		return 0;
@@ -475,13 +469,13 @@ static __noinline int on_bind(struct task_struct *task, const struct socket_call
 		if (result && !read_user_address(e, user, true))
 			count(&c->errors[ERROR_USER_ADDRESS]);
 	}
-	emit_conn(s, task, ACTION_BIND, call->call_compat, c);
+	emit_conn(s, task, ACTION_BIND, sc, c);
 	return 0;
 }
 
-static __noinline int on_listen(struct task_struct *task, const struct socket_call *call)
+static __noinline int on_listen(struct task_struct *task, const struct syscall *sc)
 {
-	__u32 fd = call->args[0];
+	__u32 fd = sc->args[0];
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
 	struct conn_scratch *s = new_conn();
 	struct sock *sk;
@@ -498,16 +492,16 @@ static __noinline int on_listen(struct task_struct *task, const struct socket_ca
 	else
 		return 0;
 	s->event.fd = fd;
-	s->event.result = call->ret;
-	s->event.backlog = call->args[1];
-	emit_conn(s, task, ACTION_LISTEN, call->call_compat, c);
+	s->event.result = sc->ret;
+	s->event.backlog = sc->args[1];
+	emit_conn(s, task, ACTION_LISTEN, sc, c);
 	return 0;
 }
 
 /* A datagram to an address: an event if it is the socket's first to it. */
-static __noinline int on_send(struct task_struct *task, const struct socket_call *call, const void *user)
+static __noinline int on_send(struct task_struct *task, const struct syscall *sc, const void *user)
 {
-	__u32 fd = call->args[0];
+	__u32 fd = sc->args[0];
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
 	struct conn_scratch *s = new_conn();
 	struct flow flow = {};
@@ -535,8 +529,8 @@ static __noinline int on_send(struct task_struct *task, const struct socket_call
 	if (bpf_map_update_elem(&flows, &flow, &one, 0))
 		count(&c->errors[ERROR_STORAGE]);
 	e->fd = fd;
-	e->result = call->ret < 0 ? call->ret : 0;
-	emit_conn(s, task, ACTION_SEND, call->call_compat, c);
+	e->result = sc->ret < 0 ? sc->ret : 0;
+	emit_conn(s, task, ACTION_SEND, sc, c);
 	return 0;
 }
 

@@ -31,6 +31,7 @@ const (
 	objectMapNetworkRing    = "network_ring"
 	objectMapPathScratch    = "path_scratch"
 	objectMapProcessRing    = "process_ring"
+	objectMapThisCall       = "this_call"
 	objectMapWatches        = "watches"
 	objectProgPicketAttempt = "picket_attempt"
 	objectProgPicketExec    = "picket_exec"
@@ -44,6 +45,7 @@ const (
 	objectVarExitTellsLast  = "exit_tells_last"
 	objectVarLayouts        = "layouts"
 	objectVarRecipes        = "recipes"
+	objectVarSocketcalls    = "socketcalls"
 )
 
 // loadObject returns the embedded CollectionSpec for object.
@@ -116,6 +118,7 @@ type objectMapSpecs struct {
 	NetworkRing *ebpf.MapSpec `ebpf:"network_ring"`
 	PathScratch *ebpf.MapSpec `ebpf:"path_scratch"`
 	ProcessRing *ebpf.MapSpec `ebpf:"process_ring"`
+	ThisCall    *ebpf.MapSpec `ebpf:"this_call"`
 	Watches     *ebpf.MapSpec `ebpf:"watches"`
 }
 
@@ -128,6 +131,7 @@ type objectVariableSpecs struct {
 	ExitTellsLast *ebpf.VariableSpec `ebpf:"exit_tells_last"`
 	Layouts       *ebpf.VariableSpec `ebpf:"layouts"`
 	Recipes       *ebpf.VariableSpec `ebpf:"recipes"`
+	Socketcalls   *ebpf.VariableSpec `ebpf:"socketcalls"`
 }
 
 // objectObjects contains all objects after they have been loaded into the kernel.
@@ -165,6 +169,7 @@ type objectMaps struct {
 	NetworkRing *ebpf.Map `ebpf:"network_ring"`
 	PathScratch *ebpf.Map `ebpf:"path_scratch"`
 	ProcessRing *ebpf.Map `ebpf:"process_ring"`
+	ThisCall    *ebpf.Map `ebpf:"this_call"`
 	Watches     *ebpf.Map `ebpf:"watches"`
 }
 
@@ -185,6 +190,7 @@ func (m *objectMaps) Close() error {
 		m.NetworkRing,
 		m.PathScratch,
 		m.ProcessRing,
+		m.ThisCall,
 		m.Watches,
 	)
 }
@@ -198,6 +204,7 @@ type objectVariables struct {
 	ExitTellsLast *ebpf.Variable `ebpf:"exit_tells_last"`
 	Layouts       *ebpf.Variable `ebpf:"layouts"`
 	Recipes       *ebpf.Variable `ebpf:"recipes"`
+	Socketcalls   *ebpf.Variable `ebpf:"socketcalls"`
 }
 
 // objectPrograms contains all programs after they have been loaded into the kernel.

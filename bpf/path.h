@@ -27,12 +27,12 @@ struct {
 #define UTIME_SPECIAL 0x3ffffffe /* UTIME_OMIT; UTIME_NOW is one more */
 
 /* The modification time that a call sets, in nanoseconds since 1970; NO_NUMBER: now, or it could not be read. */
-static __always_inline __u64 read_time(const struct recipe *r, void *regs, bool compat, struct counters *c)
+static __always_inline __u64 read_time(const struct recipe *r, const struct syscall *sc, struct counters *c)
 {
-	__u64 pointer = argument(regs, compat, r->times), t[2] = {};
+	__u64 pointer = argument(sc, r->times), t[2] = {};
 
 	/* 32-bit programs have times of two layouts, and what they set is in the file's inode. */
-	if (!pointer || compat)
+	if (!pointer || sc->compat)
 		return NO_NUMBER;
 	if (bpf_probe_read_user(t, r->times_unit ? 16 : 8, (void *)(pointer + r->times_at))) {
 		count(&c->errors[ERROR_USER_ADDRESS]);
@@ -43,10 +43,9 @@ static __always_inline __u64 read_time(const struct recipe *r, void *regs, bool 
 	return t[0] * 1000000000 + t[1] * r->times_unit;
 }
 
-static __noinline int on_change(struct task_struct *task, void *regs, long ret, __u32 call_compat)
+static __noinline int on_change(struct task_struct *task, const struct syscall *sc)
 {
-	__u32 call = call_compat & 0xff;
-	bool compat = call_compat >> 8;
+	__u32 call = sc->call;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_FILE);
 	__u32 zero = 0, fd, base_len, len, target_base_len, target_len, at;
 	struct bpf_dynptr record;
@@ -65,9 +64,9 @@ static __noinline int on_change(struct task_struct *task, void *regs, long ret, 
 	e->new_mode = e->new_uid = e->new_gid = NOT_CHANGED;
 	e->number = NO_NUMBER;
 	no_name(&s->target);
-	fd = argument(regs, compat, r->fd ? r->fd : 1);
+	fd = argument(sc, r->fd ? r->fd : 1);
 	/* utimensat and futimesat without a path: of the descriptor itself */
-	if (r->fd || (r->times && r->dir && !argument(regs, compat, r->path))) {
+	if (r->fd || (r->times && r->dir && !argument(sc, r->path))) {
 		inode = walk_file(&s->path, task, fd);
 		if (inode) {
 			if (call == CALL_FTRUNCATE && !BPF_CORE_READ(inode, i_nlink)) {
@@ -82,30 +81,30 @@ static __noinline int on_change(struct task_struct *task, void *regs, long ret, 
 			e->gid = BPF_CORE_READ(inode, i_gid.val);
 		}
 	} else {
-		read_named(&s->path, task, (const char *)argument(regs, compat, r->path), directory(regs, compat, r->dir));
+		read_named(&s->path, task, (const char *)argument(sc, r->path), directory(sc, r->dir));
 	}
 	if (r->target)
-		read_named(&s->target, task, (const char *)argument(regs, compat, r->target),
-			   directory(regs, compat, r->target_dir));
+		read_named(&s->target, task, (const char *)argument(sc, r->target),
+			   directory(sc, r->target_dir));
 	if (r->mode)
-		e->new_mode = argument(regs, compat, r->mode) & (r->action == ACTION_MKNOD ? 0177777 : 07777);
+		e->new_mode = argument(sc, r->mode) & (r->action == ACTION_MKNOD ? 0177777 : 07777);
 	if (r->owner) {
-		e->new_uid = argument(regs, compat, r->owner);
-		e->new_gid = argument(regs, compat, r->owner + 1);
+		e->new_uid = argument(sc, r->owner);
+		e->new_gid = argument(sc, r->owner + 1);
 	}
 	if (r->length)
-		e->number = argument(regs, compat, r->length);
+		e->number = argument(sc, r->length);
 	if (r->times)
-		e->number = read_time(r, regs, compat, c);
-	if (call == CALL_UNLINKAT && argument(regs, compat, 3) & AT_REMOVEDIR)
+		e->number = read_time(r, sc, c);
+	if (call == CALL_UNLINKAT && argument(sc, 3) & AT_REMOVEDIR)
 		e->h.action = ACTION_RMDIR;
 
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;
-	if (compat)
+	if (sc->compat)
 		e->h.flags |= HEADER_COMPAT;
 	e->call = call;
-	e->result = ret;
+	e->result = sc->ret;
 	e->path_flags = s->path.flags | s->path.base.flags;
 	e->target_flags = s->target.flags | s->target.base.flags;
 	if ((e->path_flags | e->target_flags) & PATH_FAULT)

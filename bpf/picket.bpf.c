@@ -24,151 +24,110 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
 
-static __noinline int on_network(struct task_struct *task, const struct socket_call *call)
-{
-	const void *name;
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct syscall);
+} this_call SEC(".maps");
 
-	switch (call->call_compat & 0xff) {
-	case CALL_SOCKET:
-		return on_socket(task, call);
-	case CALL_BIND:
-		return on_bind(task, call);
-	case CALL_LISTEN:
-		return on_listen(task, call);
-	case CALL_CONNECT:
-		return on_connect(task, call);
-	case CALL_ACCEPT:
-	case CALL_ACCEPT4:
-		return call->ret < 0 ? 0 : on_accept(task, call);
-	case CALL_SENDTO:
-		return call->args[4] ? on_send(task, call, (void *)call->args[4]) : 0;
-	case CALL_SENDMSG:
-	case CALL_SENDMMSG: /* of several messages the first */
-		name = message_name((void *)call->args[1], call->call_compat >> 8);
-		return name ? on_send(task, call, name) : 0;
-	}
-	return 0;
-}
+/* 32-bit x86: which socket call it is (linux/net.h), and how many arguments it has. */
+const struct {
+	__u8 call;
+	__u8 args;
+} socketcalls[32] = {
+	[1] = {CALL_SOCKET, 3},	 [2] = {CALL_BIND, 3},	   [3] = {CALL_CONNECT, 3},  [4] = {CALL_LISTEN, 2},
+	[5] = {CALL_ACCEPT, 3},	 [11] = {CALL_SENDTO, 5},  [16] = {CALL_SENDMSG, 3}, [18] = {CALL_ACCEPT4, 4},
+	[20] = {CALL_SENDMMSG, 4},
+};
 
-/* 32-bit x86: which call it is, and a pointer to its arguments, 32 bits each. */
-static __always_inline int on_socketcall(struct task_struct *task, void *regs, long ret)
+/* Puts what a socketcall stands for in its place: its arguments are in the caller's memory, 32 bits each. */
+static __noinline void unpack_socketcall(struct syscall *sc)
 {
-	__u32 which = call_argument(regs, true, 0), call, user[5] = {}, n;
-	struct socket_call made = {.ret = ret};
+	__u32 which = sc->args[0] & 31, args[8] = {}, n = socketcalls[which].args & 7;
 	struct counters *c;
 
-	switch (which) { /* linux/net.h */
-	case 1:
-		call = CALL_SOCKET;
-		n = 3;
-		break;
-	case 2:
-		call = CALL_BIND;
-		n = 3;
-		break;
-	case 3:
-		call = CALL_CONNECT;
-		n = 3;
-		break;
-	case 4:
-		call = CALL_LISTEN;
-		n = 2;
-		break;
-	case 5:
-		call = CALL_ACCEPT;
-		n = 3;
-		break;
-	case 11:
-		call = CALL_SENDTO;
-		n = 5;
-		break;
-	case 16:
-		call = CALL_SENDMSG;
-		n = 3;
-		break;
-	case 18:
-		call = CALL_ACCEPT4;
-		n = 4;
-		break;
-	case 20:
-		call = CALL_SENDMMSG;
-		n = 4;
-		break;
-	default:
-		return 0;
-	}
-	if (bpf_probe_read_user(user, n * 4, (void *)call_argument(regs, true, 1))) {
+	sc->call = socketcalls[which].call;
+	if (sc->call == CALL_NONE)
+		return;
+	if (bpf_probe_read_user(args, n * 4, (void *)sc->args[1])) {
 		c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
 		if (c)
 			count(&c->errors[ERROR_USER_ADDRESS]);
-		return 0;
+		sc->call = CALL_NONE;
+		return;
 	}
-	made.args[0] = user[0];
-	made.args[1] = user[1];
-	made.args[2] = user[2];
-	made.args[3] = user[3];
-	made.args[4] = user[4];
-	made.call_compat = call | 1 << 8;
-	return on_network(task, &made);
+	sc->args[0] = args[0];
+	sc->args[1] = args[1];
+	sc->args[2] = args[2];
+	sc->args[3] = args[3];
+	sc->args[4] = args[4];
 }
 
 SEC("tp_btf/sys_exit")
 int picket_sys_exit(__u64 *ctx)
 {
 	struct pt_regs *regs = (void *)ctx[0];
-	__u32 nr = call_number(regs);
+	__u32 nr = call_number(regs), zero = 0, call;
 	struct task_struct *task;
-	struct socket_call made;
-	__u32 call, call_compat;
+	const void *name;
+	struct syscall *sc;
 	bool compat;
-	long ret;
 
 	if (nr >= MAX_CALLS || !calls[nr])
 		return 0;
-	ret = ctx[1];
 	task = bpf_get_current_task_btf();
 	compat = is_compat(task);
 	call = compat ? calls[nr] >> 8 : calls[nr] & 0xff;
 	if (call == CALL_NONE || !wanted(call) || config.stopped || is_self(task))
 		return 0;
-	call_compat = call | compat << 8;
-	switch (call) {
+	sc = bpf_map_lookup_elem(&this_call, &zero);
+	if (!sc)
+		return 0;
+	sc->args[0] = call_argument(regs, compat, 0);
+	sc->args[1] = call_argument(regs, compat, 1);
+	sc->args[2] = call_argument(regs, compat, 2);
+	sc->args[3] = call_argument(regs, compat, 3);
+	sc->args[4] = call_argument(regs, compat, 4);
+	sc->args[5] = call_argument(regs, compat, 5);
+	sc->ret = ctx[1];
+	sc->call = call;
+	sc->compat = compat;
+	if (call == CALL_SOCKETCALL)
+		unpack_socketcall(sc);
+	switch (sc->call) {
 	case OPEN_FIRST_CALL ... OPEN_LAST_CALL:
-		return ret < 0 ? 0 : on_open(task, regs, ret, call_compat);
-	case CALL_SENDTO: /* what send(2) is: most have no address */
-		if (!call_argument(regs, compat, 4))
-			return 0;
-		/* as the others */
+		return sc->ret < 0 ? 0 : on_open(task, sc);
+	case CALL_SOCKET:
+		return on_socket(task, sc);
+	case CALL_BIND:
+		return on_bind(task, sc);
+	case CALL_LISTEN:
+		return on_listen(task, sc);
 	case CALL_CONNECT:
+		return on_connect(task, sc);
 	case CALL_ACCEPT:
 	case CALL_ACCEPT4:
-	case CALL_SOCKET:
-	case CALL_BIND:
-	case CALL_LISTEN:
+		return sc->ret < 0 ? 0 : on_accept(task, sc);
+	case CALL_SENDTO: /* what send(2) is: most have no address */
+		name = (void *)sc->args[4];
+		return name ? on_send(task, sc, name) : 0;
 	case CALL_SENDMSG:
-	case CALL_SENDMMSG:
-		made.args[0] = call_argument(regs, compat, 0);
-		made.args[1] = call_argument(regs, compat, 1);
-		made.args[2] = call_argument(regs, compat, 2);
-		made.args[3] = call_argument(regs, compat, 3);
-		made.args[4] = call_argument(regs, compat, 4);
-		made.ret = ret;
-		made.call_compat = call_compat;
-		return on_network(task, &made);
-	case CALL_SOCKETCALL:
-		return on_socketcall(task, regs, ret);
+	case CALL_SENDMMSG: /* of several messages the first */
+		name = message_name((void *)sc->args[1], sc->compat);
+		return name ? on_send(task, sc, name) : 0;
 	case CALL_FCNTL:
-		if (call_argument(regs, compat, 1) != F_DUPFD && call_argument(regs, compat, 1) != F_DUPFD_CLOEXEC)
+		if (sc->args[1] != F_DUPFD && sc->args[1] != F_DUPFD_CLOEXEC)
 			return 0;
 		/* as dup */
 	case CALL_DUP:
 	case CALL_DUP2:
 	case CALL_DUP3:
-		return ret < 0 || ret > 2 ? 0 : on_dup(task, call_argument(regs, compat, 0), ret, call_compat);
+		return sc->ret < 0 || sc->ret > 2 ? 0 : on_dup(task, sc);
 	case CHANGE_FIRST_CALL ... CHANGE_LAST_CALL:
-		return on_change(task, regs, ret, call_compat);
+		return on_change(task, sc);
 	case KERNEL_FIRST_CALL ... KERNEL_LAST_CALL:
-		return on_call(task, regs, ret, call_compat);
+		return on_call(task, sc);
 	}
 	return 0;
 }

@@ -38,6 +38,7 @@ struct exec_scratch {
 	struct walk cwd;
 	char filename[MAX_PATH + 8]; /* one byte more than the bound tells "longer" from "fits" */
 	char args[MAX_ARGS];
+	char env[MAX_ENV];
 };
 
 struct {
@@ -165,6 +166,28 @@ static __always_inline void read_args(struct exec_scratch *s, struct counters *c
 	e->args_len = len;
 }
 
+static __always_inline void read_environment(struct exec_scratch *s, struct counters *c, struct task_struct *task)
+{
+	struct exec_event *e = &s->event;
+	__u64 start, len;
+
+	e->env_len = 0;
+	if (!config.environment)
+		return;
+	start = BPF_CORE_READ(task, mm, env_start);
+	len = BPF_CORE_READ(task, mm, env_end) - start;
+	if (len > MAX_ENV) {
+		len = MAX_ENV;
+		e->flags |= EXEC_ENV_TRUNCATED;
+	}
+	if (bpf_probe_read_user(s->env, len, (void *)start)) {
+		len = 0;
+		e->flags |= EXEC_ENV_FAULT;
+		count(&c->errors[ERROR_ARGS]);
+	}
+	e->env_len = len;
+}
+
 static __always_inline void read_filename(struct exec_scratch *s, struct counters *c, const char *filename)
 {
 	struct exec_event *e = &s->event;
@@ -187,7 +210,7 @@ int picket_exec(__u64 *ctx)
 {
 	struct task_struct *task = (void *)ctx[0];
 	struct linux_binprm *bprm = (void *)ctx[2];
-	__u32 zero = 0, off = sizeof(struct exec_event), filename_len, exe_len, cwd_len, args_len;
+	__u32 zero = 0, off = sizeof(struct exec_event), filename_len, exe_len, cwd_len, args_len, env_len;
 	struct exec_scratch *s = bpf_map_lookup_elem(&exec_scratch, &zero);
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_PROCESS);
 	struct bpf_dynptr record;
@@ -213,6 +236,7 @@ int picket_exec(__u64 *ctx)
 	fill_session(e, task);
 	read_filename(s, c, bprm->filename);
 	read_args(s, c, task);
+	read_environment(s, c, task);
 
 	fill_exe(e, file->f_path.dentry, file->f_inode);
 	walk_path(&s->exe, file->f_path.mnt, file->f_path.dentry, task);
@@ -232,11 +256,14 @@ int picket_exec(__u64 *ctx)
 	args_len = e->args_len;
 	if (args_len > MAX_ARGS)
 		args_len = MAX_ARGS;
+	env_len = e->env_len;
+	if (env_len > MAX_ENV)
+		env_len = MAX_ENV;
 	exe_len = walk_len(&s->exe);
 	cwd_len = walk_len(&s->cwd);
 	e->exe_len = exe_len;
 	e->cwd_len = cwd_len;
-	e->h.size = off + filename_len + exe_len + cwd_len + args_len;
+	e->h.size = off + filename_len + exe_len + cwd_len + args_len + env_len;
 
 	e->h.seq = next_seq(c, !bpf_ringbuf_reserve_dynptr(&process_ring, e->h.size, 0, &record));
 	if (!e->h.seq) {
@@ -251,6 +278,8 @@ int picket_exec(__u64 *ctx)
 	bpf_dynptr_write(&record, off, &s->cwd.buf[MAX_PATH - cwd_len], cwd_len, 0);
 	off += cwd_len;
 	bpf_dynptr_write(&record, off, s->args, args_len, 0);
+	off += args_len;
+	bpf_dynptr_write(&record, off, s->env, env_len, 0);
 	bpf_ringbuf_submit_dynptr(&record, 0);
 	return 0;
 }

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -734,5 +735,35 @@ func init() {
 			syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
 		}
 		return json.NewEncoder(os.Stdout).Encode(map[string]uintptr{"PID": pid})
+	}
+}
+
+// TestExecEnvironment: an exec has the environment only when it is wanted, and says when it is cut.
+func TestExecEnvironment(t *testing.T) {
+	k := mustLoad(t, options(t))
+	c := collect(t, k)
+	program := filepath.Join(t.TempDir(), "true")
+	writeProgram(t, program, exitZero())
+	env := []string{"LD_PRELOAD=/tmp/x.so", "EMPTY=", "NONSENSE", "B=\xff\xfe"}
+	start := func(env []string) *Event {
+		cmd := exec.Command(program)
+		cmd.Env = env
+		return c.wait(t, "exec", by(run(t, cmd), ActionExec))
+	}
+	if ev := start(env); len(ev.Exec.Env) != 0 || ev.Exec.Flags&(ExecEnvTruncated|ExecEnvFault) != 0 {
+		t.Errorf("not wanted: %q, flags %#x", ev.Exec.Env, ev.Exec.Flags)
+	}
+	if err := k.SetEnvironment(true); err != nil {
+		t.Fatal(err)
+	}
+	if ev := start(env); string(ev.Exec.Env) != strings.Join(env, "\x00")+"\x00" || ev.Exec.Flags&ExecEnvTruncated != 0 {
+		t.Errorf("%q, flags %#x", ev.Exec.Env, ev.Exec.Flags)
+	}
+	long := append([]string{"PAD=" + strings.Repeat("x", MaxEnv)}, env...)
+	if ev := start(long); len(ev.Exec.Env) != MaxEnv || ev.Exec.Flags&ExecEnvTruncated == 0 || !bytes.HasPrefix(ev.Exec.Env, []byte("PAD=xxx")) {
+		t.Errorf("%d bytes, flags %#x", len(ev.Exec.Env), ev.Exec.Flags)
+	}
+	if ev := start([]string{}); len(ev.Exec.Env) != 0 || ev.Exec.Flags&ExecEnvFault != 0 {
+		t.Errorf("an empty one: %q, flags %#x", ev.Exec.Env, ev.Exec.Flags)
 	}
 }

@@ -85,6 +85,10 @@ var (
 	// exec and exit.
 	ProcessArgv     = add(Field{Name: "process_command_args", Type: List, Classes: process, Doc: "The whole argument vector of an exec, argv[0] first, redacted by policy."})
 	ProcessArgsCut  = add(Field{Name: "process_args_truncated", Type: Bool, Classes: process, Doc: "The argument vector was longer than the sensor's bound and is cut."})
+	ProcessEnv      = add(Field{Name: "process_environment", Type: Map, Classes: process, Doc: "Variables of the environment that the sensor is configured to keep (kernel.environment), redacted by policy, on an exec."})
+	ProcessEnvCut   = add(Field{Name: "process_environment_truncated", Type: Bool, Classes: process, Doc: "The environment was longer than the sensor's bound of 8 KiB; variables beyond are not known."})
+	Interpreter     = add(Field{Name: "process_interpreter", Type: Name, Classes: process, Wide: true, Doc: "Program that interprets, when a script was executed; process_exec_filename is the script."})
+	SecureExec      = add(Field{Name: "process_secure_exec", Type: Bool, Classes: process, Doc: "A set-user-id or set-group-id bit or file capabilities took effect (AT_SECURE)."})
 	ExecFilename    = add(Field{Name: "process_exec_filename", Type: Name, Classes: process, Wide: true, Doc: "Path as it was given to execve."})
 	ExeInode        = add(Field{Name: "process_executable_inode", Type: Uint64, Classes: process, Rule: []string{"proc.exe_ino"}, Doc: "Inode of the executable."})
 	ExeMode         = add(Field{Name: "process_executable_mode", Type: Uint32, Classes: process, Doc: "Mode bits of the executable."})

@@ -18,6 +18,7 @@ enum layout {
 	LAYOUT_VERSION = 3,
 	MAX_PATH = 4096, /* bytes of each path carried */
 	MAX_ARGS = 8192, /* bytes of arguments carried */
+	MAX_ENV = 8192, /* bytes of the environment carried */
 	WATCH_BYTES = 256, /* bytes of a watched path that are compared */
 };
 
@@ -116,6 +117,8 @@ enum exec_flag {
 	EXEC_SCRIPT = 1 << 5, /* filename names a script, exe its interpreter */
 	EXEC_SECURE = 1 << 6, /* the kernel set AT_SECURE: set-id or file capabilities took effect */
 	EXEC_FD = 1 << 7, /* by execveat, of a descriptor or relative to one */
+	EXEC_ENV_TRUNCATED = 1 << 8, /* the environment is longer than what is carried */
+	EXEC_ENV_FAULT = 1 << 9, /* the environment could not be read (all of it) */
 };
 
 struct exec_event {
@@ -150,9 +153,9 @@ struct exec_event {
 	__u32 exe_len;
 	__u32 cwd_len;
 	__u32 args_len;
-	__u32 pad;
+	__u32 env_len;
 	char tty[32]; /* the kernel's name of the terminal, NUL padded: "pts3" */
-	/* char filename[], exe[], cwd[], args[]; arguments end with a NUL byte each */
+	/* char filename[], exe[], cwd[], args[], env[]; arguments and variables end with a NUL byte each */
 };
 
 /* The header is the forking (parent) process; the fields are the new process. */

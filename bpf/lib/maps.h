@@ -16,7 +16,7 @@ struct {
 /* Where a read of kernel or user memory failed, or memory was missing. Names in counters.go. */
 enum error_kind {
 	ERROR_PATH = 0, /* a path could not be walked to its end */
-	ERROR_ARGS = 1, /* argument memory was not readable */
+	ERROR_ARGS = 1, /* argument or environment memory was not readable */
 	ERROR_FILENAME = 2, /* the name given to execve was not readable */
 	ERROR_FD = 3, /* another thread closed the descriptor first: no event */
 	ERROR_USER_ADDRESS = 4, /* socket address or socketcall arguments were not readable */
@@ -71,7 +71,7 @@ struct config {
 	__u32 watching; /* 0: no watched path, reads need no path walk */
 	__u64 self_start_time; /* tells the sensor from a later process with its id */
 	__u32 stopped; /* 1: nothing is an event any more */
-	__u32 pad;
+	__u32 environment; /* 1: an exec has the environment */
 	__u64 unwanted[4]; /* bit n: events of enum call n are not wanted: they are not looked at, and not counted */
 } config SEC(".data.config");
 

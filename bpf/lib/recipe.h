@@ -105,25 +105,6 @@ const struct recipe recipes[NUM_CALLS] = {
 };
 /* clang-format on */
 
-/* Argument n of the call, counted from 1, for an n that is not known when the program is compiled. */
-static __noinline __u64 argument(void *regs, bool compat, __u32 n)
-{
-	switch (n) {
-	case 1:
-		return call_argument(regs, compat, 0);
-	case 2:
-		return call_argument(regs, compat, 1);
-	case 3:
-		return call_argument(regs, compat, 2);
-	case 4:
-		return call_argument(regs, compat, 3);
-	case 5:
-		return call_argument(regs, compat, 4);
-	default:
-		return call_argument(regs, compat, 5);
-	}
-}
-
 /* A path as a call gives it: the text, and the directory it starts from. */
 struct named {
 	struct walk base;
@@ -173,11 +154,11 @@ static __noinline void read_named(struct named *n, struct task_struct *task, con
 }
 
 /* The directory of a path: dir is the argument's number, 0 or TEXT. */
-static __always_inline int directory(void *regs, bool compat, __u32 dir)
+static __always_inline int directory(const struct syscall *sc, __u32 dir)
 {
 	if (dir == TEXT)
 		return NO_DIRECTORY;
-	return dir ? (int)argument(regs, compat, dir) : AT_FDCWD;
+	return dir ? (int)argument(sc, dir) : AT_FDCWD;
 }
 
 /* The file behind a descriptor, all of which is known to the kernel; NULL when it is gone. */

@@ -64,6 +64,23 @@ static __always_inline enum call current_call(void *regs, bool compat)
 	return compat ? calls[nr] >> 8 : calls[nr] & 0xff;
 }
 
+/*
+ * The call that returns, the same for every architecture and width. It is in map memory: what the verifier loads
+ * from there is an unknown number, so it checks each reader once and not for each way the call was made.
+ */
+struct syscall {
+	__u64 args[8]; /* six; with room for any index of three bits */
+	__s64 ret;
+	__u32 call; /* enum call */
+	__u32 compat; /* 1: of a 32-bit program */
+};
+
+/* Argument n, counted from 1. */
+static __always_inline __u64 argument(const struct syscall *sc, __u32 n)
+{
+	return sc->args[(n - 1) & 7];
+}
+
 /* The open file behind a descriptor of the current task; NULL when it is gone by now. */
 static __always_inline struct file *open_file(struct task_struct *task, __u32 fd)
 {

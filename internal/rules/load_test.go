@@ -268,7 +268,7 @@ func TestOverrideParts(t *testing.T) {
 // errors when strict.
 func TestLacking(t *testing.T) {
 	for _, c := range []struct{ name, rule, want string }{
-		{"field", rule("r", "evt.type=execve and not proc.env contains x"), `a.yaml:6:38: rule "r" is left out: field proc.env is not there: the environment is not recorded: it holds secrets`},
+		{"field", rule("r", "evt.type=execve and not proc.aenv contains x"), `a.yaml:6:38: rule "r" is left out: field proc.aenv is not there: the environment of ancestors is not kept`},
 		{"system call", rule("r", "evt.type in (recvfrom, read)"), `a.yaml:1:9: rule "r" is left out: no sensor reports the system calls it is about: recvfrom, read`},
 		{"source", rule("r", "ct.name=x") + "  source: aws_cloudtrail\n", `a.yaml:7:11: rule "r" is left out: Picket reads no events of source "aws_cloudtrail" (syscall or k8s_audit)`},
 	} {
@@ -299,7 +299,7 @@ func TestLacking(t *testing.T) {
 		}
 	})
 	t.Run("output", func(t *testing.T) {
-		file := strings.Replace(rule("r", "evt.type=execve and proc.name=a"), "output: o", "output: env=%proc.env name=%proc.name", 1)
+		file := strings.Replace(rule("r", "evt.type=execve and proc.name=a"), "output: o", "output: env=%proc.aenv name=%proc.name", 1)
 		s, w, err := rules.Load(source(file), rules.Options{})
 		if err != nil || len(w) != 1 || w[0].LeftOut {
 			t.Fatalf("%v %v", err, w)

@@ -479,6 +479,21 @@ var processFields = []field{
 			start := r.uint(schemas.ProcessStartBoot)
 			return int64(r.uint(schemas.TimeBoot) - start), start != 0
 		})},
+	{name: "proc.env", arg: argMayName, withArg: kindText, doc: "An exec: the variables that sensors keep (kernel.environment) as NAME=value, separated by blanks. [NAME] is the value of one.",
+		readers: textOf(processOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
+			first := true
+			for name, value := range r.b.Map(schemas.ProcessEnv, r.i) {
+				if !first {
+					dst = append(dst, ' ')
+				}
+				first = false
+				dst = append(append(append(dst, name...), '='), value...)
+			}
+			return dst
+		}),
+		argReaders: textOf(processOnly, nil, func(dst []byte, r *row, a *argument) []byte {
+			return mapValue(dst, r, schemas.ProcessEnv, a.text)
+		})},
 	{name: "proc.exe_ino.ctime_duration_proc_start", kind: kindInt, doc: "Nanoseconds from the last change of the executable's inode to the fork of the process.",
 		readers: number(processOnly, func(r *row, _ *argument) (int64, bool) {
 			ctime := r.int(schemas.ExeCtime)
@@ -663,6 +678,19 @@ var fdFields = append(append(append(append([]field{
 				return append(dst, "unix"...)
 			}
 			return dst
+		})},
+	{name: "fd.connected", kind: kindBool, doc: "The socket is connected: false for a datagram to an address of its own (action send), and where the connect failed.",
+		readers: number(networkOnly, func(r *row, _ *argument) (int64, bool) {
+			switch r.str(schemas.Action) {
+			case "connect", "accept", "dup", "close":
+				return bool01(r.int(schemas.Result) >= 0)
+			}
+			return 0, true
+		})},
+	{name: "fd.name_changed", kind: kindBool, doc: "The event gave the socket another name: a connect, and the first datagram to a destination, which are those reported.",
+		readers: number(networkOnly, func(r *row, _ *argument) (int64, bool) {
+			a := r.str(schemas.Action)
+			return bool01(a == "connect" || a == "send")
 		})},
 	{name: "fd.is_server", kind: kindBool, doc: "The process is the server of the connection.",
 		readers: number(networkOnly, func(r *row, _ *argument) (int64, bool) { return bool01(inbound(r)) })},

@@ -65,6 +65,8 @@ func Reference() string {
 			shown += "[n]"
 		case argMayIdx:
 			shown += ", " + name + "[n]"
+		case argMayName:
+			shown += ", " + name + "[…]"
 		case argKey:
 			shown += "[…]"
 		}

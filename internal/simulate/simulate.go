@@ -65,6 +65,7 @@ func All() []Behaviour {
 		{"read-shadow", "cat reads /etc/shadow", "T1003.008", "Password hashes read", true, command("cat", "/etc/shadow")},
 		{"cron", "writes a job into /etc/cron.d (commented out)", "T1053.003", "Scheduled task written", true, cron("/etc/cron.d/picket-simulation")},
 		{"preload", "opens /etc/ld.so.preload for writing and leaves it as it is", "T1574.006", "Dynamic linker preload written", true, touchOpen("/etc/ld.so.preload")},
+		{"preload-variable", "starts a program with LD_PRELOAD set to a file in a temporary folder that is no library", "T1574.006", "Library preloaded from a temporary folder", false, preloadVariable},
 		{"core-pattern", "opens /proc/sys/kernel/core_pattern for writing and leaves it as it is", "T1611", "Kernel interface written for an escape", true, touchOpen("/proc/sys/kernel/core_pattern")},
 		{"binary-directory", "writes a file into /usr/local/bin", "T1554", "Program folder written", true, binaryDirectory},
 		{"kernel-module", "starts a program named insmod on a module that does not exist", "T1547.006", "Kernel module tool run", false, fakeTool("insmod", "/tmp/rootkit.ko")},
@@ -286,6 +287,18 @@ func fromDescriptor(ctx context.Context, e *env, f *os.File) error {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// preloadVariable names a file that the loader leaves out with a warning.
+func preloadVariable(ctx context.Context, _ *env) (err error) {
+	f, err := os.CreateTemp("/tmp", ".picket-simulate-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
+	cmd := exec.CommandContext(ctx, "true")
+	cmd.Env = append(os.Environ(), "LD_PRELOAD="+f.Name())
+	return quiet(cmd)
 }
 
 func webshell(ctx context.Context, e *env) error {

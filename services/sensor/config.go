@@ -41,6 +41,7 @@ type KernelConfig struct {
 	NetworkRing  int      `yaml:"network_ring_bytes" doc:"Size of the ring buffer of network events, a power of two."`
 	KernelRing   int      `yaml:"kernel_ring_bytes" doc:"Size of the ring buffer of events of class kernel, a power of two."`
 	WatchedPaths []string `yaml:"watched_paths" doc:"Path prefixes whose files are also reported when opened for reading only. Files opened for writing or created are always reported."`
+	Environment  []string `yaml:"environment" doc:"Names of environment variables that an exec event has (the first 8 KiB of the environment are looked through). [] keeps none and saves the reading."`
 	Unwanted     []string `yaml:"unwanted_calls" doc:"System calls that are no events, by the names of evt.type; close is the end of TCP connections. They cost next to nothing then. The default leaves close out, which doubles the events of a node that makes many connections; set [] to have bytes and duration of each. Execs, forks and exits cannot be left out."`
 	KeepOnStop   bool     `yaml:"keep_on_stop" doc:"On a clean stop leave the programs running for the next start, so that an upgrade misses nothing. A crash always leaves them."`
 }
@@ -63,6 +64,17 @@ func DefaultWatchedPaths() []string {
 	}
 }
 
+// DefaultEnvironment are variables that change what a program runs or whom it
+// talks to, and those that tell where a login came from.
+func DefaultEnvironment() []string {
+	return []string{
+		"LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "GLIBC_TUNABLES", "BASH_ENV", "PROMPT_COMMAND", "HISTFILE",
+		"PYTHONPATH", "PYTHONSTARTUP", "PERL5OPT", "RUBYOPT", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS", "GIT_SSH_COMMAND",
+		"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy",
+		"SSH_CONNECTION", "SUDO_USER",
+	}
+}
+
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	host, err := os.Hostname()
@@ -74,7 +86,7 @@ func DefaultConfig() Config {
 		Cluster: "default", Node: host,
 		StateDir: "/var/lib/picket/sensor", SpoolBytes: 256 << 20,
 		Kernel: KernelConfig{Instance: "default", BPFFS: "/sys/fs/bpf", ProcessRing: 4 << 20, FileRing: 8 << 20, NetworkRing: 2 << 20, KernelRing: 1 << 20,
-			WatchedPaths: DefaultWatchedPaths(), Unwanted: []string{"close"}},
+			WatchedPaths: DefaultWatchedPaths(), Unwanted: []string{"close"}, Environment: DefaultEnvironment()},
 		Redact:        RedactConfig{Enabled: true, Words: redact.DefaultWords()},
 		FlushInterval: 50 * time.Millisecond,
 	}

@@ -1,6 +1,7 @@
 package sensor
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -267,6 +268,12 @@ func (l *lane) exec() {
 	b.Str(schemas.Syscall, l.ev.Syscall())
 	b.List(schemas.ProcessArgv, argv)
 	b.Bool(schemas.ProcessArgsCut, e.Flags&bpf.ExecArgsTruncated != 0)
+	b.Bool(schemas.ProcessEnvCut, e.Flags&bpf.ExecEnvTruncated != 0)
+	b.Pairs(schemas.ProcessEnv, l.environment(e.Env))
+	if e.Flags&bpf.ExecScript != 0 {
+		b.Bytes(schemas.Interpreter, e.Exe)
+	}
+	b.Bool(schemas.SecureExec, e.Flags&bpf.ExecSecure != 0)
 	b.Bytes(schemas.ExecFilename, e.Filename)
 	b.Uint64(schemas.ExeInode, e.ExeIno)
 	b.Uint32(schemas.ExeMode, e.ExeMode)
@@ -277,6 +284,23 @@ func (l *lane) exec() {
 	b.Bool(schemas.ExeDeleted, e.ExeFlags&bpf.PathDeleted != 0)
 	b.Bool(schemas.ExeUpperLayer, e.Flags&bpf.ExecUpper != 0)
 	l.finish(p)
+}
+
+// environment returns names and values in turn of those variables that are kept.
+func (l *lane) environment(env []byte) []string {
+	l.pairs = l.pairs[:0]
+	for len(env) > 0 {
+		v, rest, _ := bytes.Cut(env, []byte{0})
+		env = rest
+		name, value, ok := bytes.Cut(v, []byte{'='})
+		if _, keep := l.s.environment[string(name)]; ok && keep {
+			// As an argument, so that a secret is known by the variable's name.
+			arg := []string{string(name) + "=" + string(value)}
+			l.s.redact.Args(arg)
+			l.pairs = append(l.pairs, string(name), arg[0][len(name)+1:])
+		}
+	}
+	return l.pairs
 }
 
 // splitArgs splits arguments that each end in a NUL byte.

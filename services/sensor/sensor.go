@@ -108,8 +108,10 @@ type sensor struct {
 	users   *passwd.Names
 	groups  *passwd.Names
 	redact  *redact.Policy
-	health  *health.Reporter
-	metrics *metrics
+	// environment are the names of the variables that are kept.
+	environment map[string]struct{}
+	health      *health.Reporter
+	metrics     *metrics
 
 	bootID string
 	// offset is what to add to CLOCK_BOOTTIME for wall clock time, ns; it
@@ -160,6 +162,13 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	}
 	if err := s.kernel.SetWatchedPaths(cfg.Kernel.WatchedPaths); err != nil {
 		return nil, errors.Join(fmt.Errorf("kernel.watched_paths: %w", err), s.kernel.Close(true), s.cgroups.Close())
+	}
+	s.environment = map[string]struct{}{}
+	for _, name := range cfg.Kernel.Environment {
+		s.environment[name] = struct{}{}
+	}
+	if err := s.kernel.SetEnvironment(len(s.environment) > 0); err != nil {
+		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
 	}
 	if err := s.kernel.SetUnwanted(cfg.Kernel.Unwanted); err != nil {
 		return nil, errors.Join(fmt.Errorf("kernel.unwanted_calls: %w", err), s.kernel.Close(true), s.cgroups.Close())
