@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -55,6 +56,8 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 
 func init() {
 	helpers["connect"] = func(args []string) error {
+		// The destination of an attempt is remembered by thread.
+		runtime.LockOSThread()
 		var o connectCall
 		if err := json.Unmarshal([]byte(args[0]), &o); err != nil {
 			return err
