@@ -95,6 +95,7 @@ func (a Action) String() string {
 const (
 	HeaderKernelThread uint16 = 1 << 0 // the acting task is a kernel thread
 	HeaderCompat       uint16 = 1 << 1 // reached through a 32-bit system call
+	HeaderIOURing      uint16 = 1 << 2 // asked for through an io_uring: no system call of that name was made
 )
 
 // Bits of ExecFields.ExeFlags, ExecFields.CwdFlags, OpenFields.PathFlags, and of PathFlags and TargetFlags of

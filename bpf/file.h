@@ -136,8 +136,7 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;
 	e->h.action = ACTION_OPEN;
-	if (sc->compat)
-		e->h.flags |= HEADER_COMPAT;
+	e->h.flags |= sc->flags;
 	e->access = access;
 	e->file_flags = BPF_CORE_READ(file, f_flags);
 	e->flags = open_flags(sc, e->file_flags, c);

@@ -81,9 +81,9 @@ var rings = [NumClasses]string{objectMapProcessRing, objectMapFileRing, objectMa
 var pinned = []string{mapConfig, mapCounters, mapLedger, mapWatches,
 	objectMapProcessRing, objectMapFileRing, objectMapNetworkRing, objectMapKernelRing}
 
-// attached are the programs that run on their own.
-var attached = []string{objectProgPicketExec, objectProgPicketFork, objectProgPicketExit,
-	objectProgPicketSysExit, objectProgPicketAttempt, objectProgPicketSignal}
+// programs are those that run on their own, where the kernel has what they attach to.
+var programs = []string{objectProgPicketExec, objectProgPicketFork, objectProgPicketExit,
+	objectProgPicketSysExit, objectProgPicketAttempt, objectProgPicketSignal, objectProgPicketUring}
 
 // errClosed is what methods return after Close.
 var errClosed = fmt.Errorf("the kernel part is closed: %w", os.ErrClosed)
@@ -94,6 +94,7 @@ type Kernel struct {
 	run       string // run-<identity>, in dir
 	lock      *os.File
 	cpus      int
+	offers    offers
 	resumed   bool
 	abandoned Abandoned
 
@@ -123,11 +124,11 @@ type Abandoned struct {
 // [ErrInUse] when another process owns the instance. It leaves nothing behind when it fails, except pins
 // that were there before.
 func Load(o Options) (*Kernel, error) {
-	return load(o, exitTellsLast)
+	return load(o, probe)
 }
 
-// load takes the choice between the two ways to find a process's last thread, so that both are tested.
-func load(o Options, tellsLast func(*btf.Spec) (bool, error)) (_ *Kernel, err error) {
+// load takes what the kernel offers, so that the ways around what it does not are tested.
+func load(o Options, probe func(*btf.Spec) (offers, error)) (_ *Kernel, err error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
@@ -160,15 +161,14 @@ func load(o Options, tellsLast func(*btf.Spec) (bool, error)) (_ *Kernel, err er
 	if err != nil {
 		return nil, fmt.Errorf("reading the kernel's type information: %w", err)
 	}
-	last, err := tellsLast(types)
+	if k.offers, err = probe(types); err != nil {
+		return nil, err
+	}
+	spec, err := newSpec(o, cpus, k.offers)
 	if err != nil {
 		return nil, err
 	}
-	spec, err := newSpec(o, cpus, last)
-	if err != nil {
-		return nil, err
-	}
-	k.run = runPrefix + identity(o, cpus, last)
+	k.run = runPrefix + identity(o, cpus, k.offers)
 
 	found, err := findRun(k.dir)
 	if err != nil {
@@ -201,7 +201,7 @@ func load(o Options, tellsLast func(*btf.Spec) (bool, error)) (_ *Kernel, err er
 }
 
 // newSpec returns the object with everything set that depends on machine and options.
-func newSpec(o Options, cpus int, last bool) (*ebpf.CollectionSpec, error) {
+func newSpec(o Options, cpus int, offers offers) (*ebpf.CollectionSpec, error) {
 	spec, err := loadObject()
 	if err != nil {
 		return nil, fmt.Errorf("reading the compiled programs: %w", err)
@@ -211,17 +211,21 @@ func newSpec(o Options, cpus int, last bool) (*ebpf.CollectionSpec, error) {
 	}
 	spec.Maps[mapCounters].MaxEntries = uint32(cpus * NumClasses)
 	spec.Maps[mapLedger].MaxEntries = uint32(cpus * NumClasses)
-	if err := spec.Variables[objectVarExitTellsLast].Set(last); err != nil {
+	if err := errors.Join(spec.Variables[objectVarExitTellsLast].Set(offers.exitTellsLast),
+		spec.Variables[objectVarUringGivesResult].Set(offers.uringGivesResult)); err != nil {
 		return nil, fmt.Errorf("preparing the compiled programs: %w", err)
+	}
+	if !offers.uring {
+		delete(spec.Programs, objectProgPicketUring)
 	}
 	return spec, nil
 }
 
 // identity names everything that must be the same for pins to be taken up.
-func identity(o Options, cpus int, last bool) string {
+func identity(o Options, cpus int, offers offers) string {
 	h := sha256.New()
 	h.Write(_ObjectBytes)
-	fmt.Fprintln(h, LayoutVersion, o.ProcessRing, o.FileRing, o.NetworkRing, o.KernelRing, cpus, last)
+	fmt.Fprintln(h, LayoutVersion, o.ProcessRing, o.FileRing, o.NetworkRing, o.KernelRing, cpus, offers)
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
@@ -254,7 +258,7 @@ func (k *Kernel) create(spec *ebpf.CollectionSpec, types *btf.Spec) (err error) 
 			return fmt.Errorf("pinning program %s: %w", name, err)
 		}
 	}
-	for _, name := range attached {
+	for _, name := range k.attached() {
 		l, err := link.AttachTracing(link.TracingOptions{Program: coll.Programs[name]})
 		if err != nil {
 			return fmt.Errorf("attaching program %s: %w", name, err)
@@ -283,14 +287,14 @@ func (k *Kernel) open() error {
 		}
 		k.maps[name] = m
 	}
-	for _, name := range append([]string{objectProgPicketSetSelf}, attached...) {
+	for _, name := range append([]string{objectProgPicketSetSelf}, k.attached()...) {
 		p, err := ebpf.LoadPinnedProgram(progPin(dir, name), nil)
 		if err != nil {
 			return fmt.Errorf("opening pinned program %s: %w", name, err)
 		}
 		k.progs[name] = p
 	}
-	for _, name := range attached {
+	for _, name := range k.attached() {
 		l, err := link.LoadPinnedLink(linkPin(dir, name), nil)
 		if err != nil {
 			return fmt.Errorf("opening the pinned attachment of %s: %w", name, err)
@@ -335,7 +339,7 @@ func (k *Kernel) start() error {
 func abandon(dir, run string, cpus int) Abandoned {
 	a := Abandoned{Replaced: true}
 	run = filepath.Join(dir, run)
-	for _, name := range attached {
+	for _, name := range programs {
 		// What cannot be unpinned now is removed with the directory, whose errors are reported.
 		_ = os.Remove(linkPin(run, name))
 	}
@@ -399,6 +403,21 @@ func (k *Kernel) Resumed() bool { return k.resumed }
 // Abandoned returns what Load lost of an earlier run that it could not take up.
 func (k *Kernel) Abandoned() Abandoned { return k.abandoned }
 
+// attached are the programs that run on their own on this kernel.
+func (k *Kernel) attached() []string {
+	return slices.DeleteFunc(slices.Clone(programs), func(name string) bool {
+		return name == objectProgPicketUring && !k.offers.uring
+	})
+}
+
+// Unseen says, a sentence each, what cannot be seen on this kernel because it lacks what would show it.
+func (k *Kernel) Unseen() []string {
+	if k.offers.uring {
+		return nil
+	}
+	return []string{"opens, connects and accepts through io_uring: the kernel has no tracepoint io_uring_complete"}
+}
+
 // Counters returns what the kernel has counted, an entry per CPU and class, ordered by both. They go on
 // counting meanwhile: an event under way may be in some and not in others.
 func (k *Kernel) Counters() ([]ClassCounters, error) {
@@ -414,7 +433,7 @@ func (k *Kernel) Missed() (uint64, error) {
 		return 0, errClosed
 	}
 	var n uint64
-	for _, name := range attached {
+	for _, name := range k.attached() {
 		stats, err := k.progs[name].Stats()
 		if err != nil {
 			return 0, fmt.Errorf("asking for the statistics of program %s: %w", name, err)

@@ -254,8 +254,7 @@ static __noinline int on_call(struct task_struct *task, const struct syscall *sc
 	no_name(&s->path);
 	no_name(&s->target);
 	fill_header(&e->h, task);
-	if (sc->compat)
-		e->h.flags |= HEADER_COMPAT;
+	e->h.flags |= sc->flags;
 	fill_state(e, task);
 	e->call = call;
 	e->result = sc->ret;
@@ -289,7 +288,7 @@ static __noinline int on_call(struct task_struct *task, const struct syscall *sc
 	if (r->number) {
 		e->path_flags |= PATH_USER;
 		pointer = argument(sc, r->number);
-		if (pointer && bpf_probe_read_user(&e->number, r->number_size == 8 && !sc->compat ? 8 : 4,
+		if (pointer && bpf_probe_read_user(&e->number, r->number_size == 8 && !(sc->flags & HEADER_COMPAT) ? 8 : 4,
 						   (void *)(pointer + r->number_at)))
 			count(&c->errors[ERROR_USER_ADDRESS]);
 	}

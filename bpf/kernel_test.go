@@ -697,13 +697,13 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// TestExitTellsLast: what the probe says of this kernel is what its release says.
-func TestExitTellsLast(t *testing.T) {
+// TestProbe: what the probe says of this kernel is what its release says.
+func TestProbe(t *testing.T) {
 	types, err := btf.LoadKernelSpec()
 	if err != nil {
 		t.Skipf("SKIPPED (needs the kernel's BTF): %v", err)
 	}
-	got, err := exitTellsLast(types)
+	got, err := probe(types)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -711,8 +711,9 @@ func TestExitTellsLast(t *testing.T) {
 	if _, err := fmt.Sscanf(kernelRelease(), "%d.%d", &major, &minor); err != nil {
 		t.Fatal(err)
 	}
-	if want := major > 6 || major == 6 && minor >= 16; got != want {
-		t.Errorf("Linux %s: %v, want %v", kernelRelease(), got, want)
+	since := func(m int) bool { return major > 6 || major == 6 && minor >= m }
+	if got.exitTellsLast != since(16) || got.uring && got.uringGivesResult != !since(15) {
+		t.Errorf("Linux %s: %+v", kernelRelease(), got)
 	}
 }
 

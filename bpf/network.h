@@ -127,11 +127,9 @@ int picket_attempt(__u64 *ctx)
 	return 0;
 }
 
-/* The socket behind a descriptor; NULL if it is none. */
-static __always_inline struct sock *socket_of(struct task_struct *task, __u32 fd, struct conn_event *e,
-					      struct counters *c)
+/* The socket behind an open file; NULL if it is none. */
+static __always_inline struct sock *socket_in(struct file *file, struct conn_event *e, struct counters *c)
 {
-	struct file *file = open_file(task, fd);
 	struct socket *socket;
 	struct inode *inode;
 	struct sock *sk;
@@ -152,6 +150,13 @@ static __always_inline struct sock *socket_of(struct task_struct *task, __u32 fd
 	e->type = BPF_CORE_READ(sk, sk_type);
 	e->protocol = BPF_CORE_READ(sk, sk_protocol);
 	return sk;
+}
+
+/* The socket behind a descriptor. */
+static __always_inline struct sock *socket_of(struct task_struct *task, __u32 fd, struct conn_event *e,
+					      struct counters *c)
+{
+	return socket_in(open_file(task, fd), e, c);
 }
 
 static __always_inline bool is_inet(const struct conn_event *e)
@@ -262,8 +267,7 @@ static __always_inline void emit_conn(struct conn_scratch *s, struct task_struct
 	from->h.action = action;
 	from->h.size = sizeof(*from) + len;
 	from->call = sc->call;
-	if (sc->compat)
-		from->h.flags |= HEADER_COMPAT;
+	from->h.flags |= sc->flags;
 	if (len) {
 		from->h.seq = next_seq(c, !bpf_ringbuf_reserve_dynptr(&network_ring, from->h.size, 0, &record));
 		if (!from->h.seq) {
@@ -305,7 +309,7 @@ static __always_inline void remember(struct conn_scratch *s, struct sock *sk, st
 		count(&c->errors[ERROR_STORAGE]);
 }
 
-static __noinline int on_connect(struct task_struct *task, const struct syscall *sc)
+static __noinline int on_connect(struct task_struct *task, const struct syscall *sc, struct file *file)
 {
 	const void *user = (void *)sc->args[1];
 	__u32 fd = sc->args[0];
@@ -319,7 +323,7 @@ static __noinline int on_connect(struct task_struct *task, const struct syscall 
 	if (!c || !s)
 		return 0;
 	e = &s->event;
-	sk = socket_of(task, fd, e, c);
+	sk = socket_in(file, e, c);
 	if (!sk)
 		return 0;
 	if (result <= -ERESTARTSYS && result >= -ERESTART_LAST)

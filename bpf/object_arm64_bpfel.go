@@ -16,36 +16,38 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	objectMapAttempts       = "attempts"
-	objectMapCallScratch    = "call_scratch"
-	objectMapConnScratch    = "conn_scratch"
-	objectMapConnections    = "connections"
-	objectMapCounters       = "counters"
-	objectMapExecScratch    = "exec_scratch"
-	objectMapExited         = "exited"
-	objectMapFileRing       = "file_ring"
-	objectMapFileScratch    = "file_scratch"
-	objectMapFlows          = "flows"
-	objectMapKernelRing     = "kernel_ring"
-	objectMapLedger         = "ledger"
-	objectMapNetworkRing    = "network_ring"
-	objectMapPathScratch    = "path_scratch"
-	objectMapProcessRing    = "process_ring"
-	objectMapThisCall       = "this_call"
-	objectMapWatches        = "watches"
-	objectProgPicketAttempt = "picket_attempt"
-	objectProgPicketExec    = "picket_exec"
-	objectProgPicketExit    = "picket_exit"
-	objectProgPicketFork    = "picket_fork"
-	objectProgPicketSetSelf = "picket_set_self"
-	objectProgPicketSignal  = "picket_signal"
-	objectProgPicketSysExit = "picket_sys_exit"
-	objectVarCalls          = "calls"
-	objectVarConfig         = "config"
-	objectVarExitTellsLast  = "exit_tells_last"
-	objectVarLayouts        = "layouts"
-	objectVarRecipes        = "recipes"
-	objectVarSocketcalls    = "socketcalls"
+	objectMapAttempts         = "attempts"
+	objectMapCallScratch      = "call_scratch"
+	objectMapConnScratch      = "conn_scratch"
+	objectMapConnections      = "connections"
+	objectMapCounters         = "counters"
+	objectMapExecScratch      = "exec_scratch"
+	objectMapExited           = "exited"
+	objectMapFileRing         = "file_ring"
+	objectMapFileScratch      = "file_scratch"
+	objectMapFlows            = "flows"
+	objectMapKernelRing       = "kernel_ring"
+	objectMapLedger           = "ledger"
+	objectMapNetworkRing      = "network_ring"
+	objectMapPathScratch      = "path_scratch"
+	objectMapProcessRing      = "process_ring"
+	objectMapThisCall         = "this_call"
+	objectMapWatches          = "watches"
+	objectProgPicketAttempt   = "picket_attempt"
+	objectProgPicketExec      = "picket_exec"
+	objectProgPicketExit      = "picket_exit"
+	objectProgPicketFork      = "picket_fork"
+	objectProgPicketSetSelf   = "picket_set_self"
+	objectProgPicketSignal    = "picket_signal"
+	objectProgPicketSysExit   = "picket_sys_exit"
+	objectProgPicketUring     = "picket_uring"
+	objectVarCalls            = "calls"
+	objectVarConfig           = "config"
+	objectVarExitTellsLast    = "exit_tells_last"
+	objectVarLayouts          = "layouts"
+	objectVarRecipes          = "recipes"
+	objectVarSocketcalls      = "socketcalls"
+	objectVarUringGivesResult = "uring_gives_result"
 )
 
 // loadObject returns the embedded CollectionSpec for object.
@@ -97,6 +99,7 @@ type objectProgramSpecs struct {
 	PicketSetSelf *ebpf.ProgramSpec `ebpf:"picket_set_self"`
 	PicketSignal  *ebpf.ProgramSpec `ebpf:"picket_signal"`
 	PicketSysExit *ebpf.ProgramSpec `ebpf:"picket_sys_exit"`
+	PicketUring   *ebpf.ProgramSpec `ebpf:"picket_uring"`
 }
 
 // objectMapSpecs contains maps before they are loaded into the kernel.
@@ -126,12 +129,13 @@ type objectMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectVariableSpecs struct {
-	Calls         *ebpf.VariableSpec `ebpf:"calls"`
-	Config        *ebpf.VariableSpec `ebpf:"config"`
-	ExitTellsLast *ebpf.VariableSpec `ebpf:"exit_tells_last"`
-	Layouts       *ebpf.VariableSpec `ebpf:"layouts"`
-	Recipes       *ebpf.VariableSpec `ebpf:"recipes"`
-	Socketcalls   *ebpf.VariableSpec `ebpf:"socketcalls"`
+	Calls            *ebpf.VariableSpec `ebpf:"calls"`
+	Config           *ebpf.VariableSpec `ebpf:"config"`
+	ExitTellsLast    *ebpf.VariableSpec `ebpf:"exit_tells_last"`
+	Layouts          *ebpf.VariableSpec `ebpf:"layouts"`
+	Recipes          *ebpf.VariableSpec `ebpf:"recipes"`
+	Socketcalls      *ebpf.VariableSpec `ebpf:"socketcalls"`
+	UringGivesResult *ebpf.VariableSpec `ebpf:"uring_gives_result"`
 }
 
 // objectObjects contains all objects after they have been loaded into the kernel.
@@ -199,12 +203,13 @@ func (m *objectMaps) Close() error {
 //
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectVariables struct {
-	Calls         *ebpf.Variable `ebpf:"calls"`
-	Config        *ebpf.Variable `ebpf:"config"`
-	ExitTellsLast *ebpf.Variable `ebpf:"exit_tells_last"`
-	Layouts       *ebpf.Variable `ebpf:"layouts"`
-	Recipes       *ebpf.Variable `ebpf:"recipes"`
-	Socketcalls   *ebpf.Variable `ebpf:"socketcalls"`
+	Calls            *ebpf.Variable `ebpf:"calls"`
+	Config           *ebpf.Variable `ebpf:"config"`
+	ExitTellsLast    *ebpf.Variable `ebpf:"exit_tells_last"`
+	Layouts          *ebpf.Variable `ebpf:"layouts"`
+	Recipes          *ebpf.Variable `ebpf:"recipes"`
+	Socketcalls      *ebpf.Variable `ebpf:"socketcalls"`
+	UringGivesResult *ebpf.Variable `ebpf:"uring_gives_result"`
 }
 
 // objectPrograms contains all programs after they have been loaded into the kernel.
@@ -218,6 +223,7 @@ type objectPrograms struct {
 	PicketSetSelf *ebpf.Program `ebpf:"picket_set_self"`
 	PicketSignal  *ebpf.Program `ebpf:"picket_signal"`
 	PicketSysExit *ebpf.Program `ebpf:"picket_sys_exit"`
+	PicketUring   *ebpf.Program `ebpf:"picket_uring"`
 }
 
 func (p *objectPrograms) Close() error {
@@ -229,6 +235,7 @@ func (p *objectPrograms) Close() error {
 		p.PicketSetSelf,
 		p.PicketSignal,
 		p.PicketSysExit,
+		p.PicketUring,
 	)
 }
 

@@ -32,7 +32,7 @@ static __always_inline __u64 read_time(const struct recipe *r, const struct sysc
 	__u64 pointer = argument(sc, r->times), t[2] = {};
 
 	/* 32-bit programs have times of two layouts, and what they set is in the file's inode. */
-	if (!pointer || sc->compat)
+	if (!pointer || sc->flags & HEADER_COMPAT)
 		return NO_NUMBER;
 	if (bpf_probe_read_user(t, r->times_unit ? 16 : 8, (void *)(pointer + r->times_at))) {
 		count(&c->errors[ERROR_USER_ADDRESS]);
@@ -101,8 +101,7 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;
-	if (sc->compat)
-		e->h.flags |= HEADER_COMPAT;
+	e->h.flags |= sc->flags;
 	e->call = call;
 	e->result = sc->ret;
 	e->path_flags = s->path.flags | s->path.base.flags;

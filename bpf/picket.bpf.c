@@ -92,7 +92,7 @@ int picket_sys_exit(__u64 *ctx)
 	sc->args[5] = call_argument(regs, compat, 5);
 	sc->ret = ctx[1];
 	sc->call = call;
-	sc->compat = compat;
+	sc->flags = compat ? HEADER_COMPAT : 0;
 	if (call == CALL_SOCKETCALL)
 		unpack_socketcall(sc);
 	switch (sc->call) {
@@ -105,7 +105,7 @@ int picket_sys_exit(__u64 *ctx)
 	case CALL_LISTEN:
 		return on_listen(task, sc);
 	case CALL_CONNECT:
-		return on_connect(task, sc);
+		return on_connect(task, sc, open_file(task, sc->args[0]));
 	case CALL_ACCEPT:
 	case CALL_ACCEPT4:
 		return sc->ret < 0 ? 0 : on_accept(task, sc);
@@ -114,7 +114,7 @@ int picket_sys_exit(__u64 *ctx)
 		return name ? on_send(task, sc, name) : 0;
 	case CALL_SENDMSG:
 	case CALL_SENDMMSG: /* of several messages the first */
-		name = message_name((void *)sc->args[1], sc->compat);
+		name = message_name((void *)sc->args[1], sc->flags & HEADER_COMPAT);
 		return name ? on_send(task, sc, name) : 0;
 	case CALL_FCNTL:
 		if (sc->args[1] != F_DUPFD && sc->args[1] != F_DUPFD_CLOEXEC)
@@ -128,6 +128,69 @@ int picket_sys_exit(__u64 *ctx)
 		return on_change(task, sc);
 	case KERNEL_FIRST_CALL ... KERNEL_LAST_CALL:
 		return on_call(task, sc);
+	}
+	return 0;
+}
+
+/* linux/io_uring.h */
+enum io_uring_operation {
+	IORING_OP_ACCEPT = 13,
+	IORING_OP_CONNECT = 16,
+	IORING_OP_OPENAT = 18,
+	IORING_OP_OPENAT2 = 28,
+};
+
+/* Set by Load: the tracepoint gives the result itself (until 6.14), or the completion that holds it. */
+const volatile bool uring_gives_result = false;
+
+/*
+ * What was asked for through an io_uring, when it is done: an open, a connect or an accept is told like the system
+ * call. It runs in the process that asked, or in a kernel thread of it, with the same files and memory.
+ */
+SEC("tp_btf/io_uring_complete")
+int picket_uring(__u64 *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct io_kiocb *req = (void *)ctx[1];
+	struct io_uring_cqe *cqe = (void *)ctx[2];
+	struct io_connect *connect;
+	struct io_open *open;
+	struct syscall *sc;
+	__u32 zero = 0;
+	int res;
+
+	if (!req || config.stopped || is_self(task))
+		return 0;
+	sc = bpf_map_lookup_elem(&this_call, &zero);
+	if (!sc)
+		return 0;
+	if (uring_gives_result)
+		res = ctx[3];
+	else
+		res = BPF_CORE_READ(cqe, res);
+	sc->ret = res;
+	sc->flags = HEADER_IO_URING;
+	/* What an operation is given is at the request's beginning, in the place of struct io_cmd_data. */
+	switch (BPF_CORE_READ(req, opcode)) {
+	case IORING_OP_OPENAT:
+	case IORING_OP_OPENAT2:
+		open = (void *)req;
+		sc->call = CALL_OPENAT;
+		sc->args[2] = BPF_CORE_READ(open, how.flags);
+		/* One that opens into the ring's own table has no descriptor. */
+		if (res < 0 || BPF_CORE_READ(open, file_slot) || !wanted(CALL_OPENAT))
+			return 0;
+		return on_open(task, sc);
+	case IORING_OP_CONNECT:
+		connect = (void *)req;
+		sc->call = CALL_CONNECT;
+		sc->args[0] = -1; /* which descriptor it was is no longer known */
+		sc->args[1] = (__u64)BPF_CORE_READ(connect, addr);
+		sc->args[2] = BPF_CORE_READ(connect, addr_len);
+		return wanted(CALL_CONNECT) ? on_connect(task, sc, BPF_CORE_READ(connect, file)) : 0;
+	case IORING_OP_ACCEPT:
+		sc->call = CALL_ACCEPT4;
+		return res < 0 || !wanted(CALL_ACCEPT4) ? 0 : on_accept(task, sc);
 	}
 	return 0;
 }

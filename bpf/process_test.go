@@ -627,14 +627,14 @@ func beginThreads(n int) {
 func TestExit(t *testing.T) {
 	// Both ways of finding a process's last thread: by the running kernel's tracepoint, and without it.
 	for _, tt := range []struct {
-		name string
-		last func(*btf.Spec) (bool, error)
+		name  string
+		probe func(*btf.Spec) (offers, error)
 	}{
-		{"as the kernel offers", exitTellsLast},
-		{"as before 6.16", func(*btf.Spec) (bool, error) { return false, nil }},
+		{"as the kernel offers", probe},
+		{"as before 6.16, and without io_uring", func(*btf.Spec) (offers, error) { return offers{}, nil }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			k, err := load(options(t), tt.last)
+			k, err := load(options(t), tt.probe)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -71,20 +71,45 @@ func missingCapabilities() (string, error) {
 	return "", nil
 }
 
-// exitTellsLast reports whether the kernel's sched_process_exit tracepoint says which thread was the last
-// of its process: its type then has a third parameter (Linux 6.16).
-func exitTellsLast(types *btf.Spec) (bool, error) {
-	const name = "btf_trace_sched_process_exit"
+// offers says which of its forms a tracepoint has on this kernel, and whether it is there at all.
+type offers struct {
+	// sched_process_exit says which thread was the last of its process (Linux 6.16).
+	exitTellsLast bool
+	// There is io_uring_complete; it gives the result as a number (until Linux 6.14), not in the completion.
+	uring, uringGivesResult bool
+}
+
+func probe(types *btf.Spec) (o offers, err error) {
+	exit, err := tracepoint(types, "sched_process_exit")
+	if err != nil {
+		return o, err
+	}
+	o.exitTellsLast = len(exit.Params) >= 3
+	complete, err := tracepoint(types, "io_uring_complete")
+	if errors.Is(err, btf.ErrNotFound) {
+		return o, nil // the kernel was built without io_uring
+	}
+	if err != nil {
+		return o, err
+	}
+	// (void *, ctx, req, cqe), or (void *, ctx, req, user_data, res, …)
+	o.uring, o.uringGivesResult = true, len(complete.Params) > 4
+	return o, nil
+}
+
+// tracepoint returns the type of a tracepoint's function; its first parameter is no argument of the tracepoint.
+func tracepoint(types *btf.Spec, name string) (*btf.FuncProto, error) {
+	name = "btf_trace_" + name
 	var def *btf.Typedef
 	if err := types.TypeByName(name, &def); err != nil {
-		return false, fmt.Errorf("looking for %s in the kernel's type information: %w", name, err)
+		return nil, fmt.Errorf("looking for %s in the kernel's type information: %w", name, err)
 	}
 	if ptr, ok := def.Type.(*btf.Pointer); ok {
 		if proto, ok := ptr.Target.(*btf.FuncProto); ok {
-			return len(proto.Params) >= 3, nil
+			return proto, nil
 		}
 	}
-	return false, fmt.Errorf("the kernel's type information has %s as %v, not as a function", name, def.Type)
+	return nil, fmt.Errorf("the kernel's type information has %s as %v, not as a function", name, def.Type)
 }
 
 // kernelRelease is for error messages.

@@ -119,6 +119,7 @@ var (
 	UserMemory     = add(Field{Name: "user_memory", Type: Bool, Classes: SetOf(File, Network, Kernel), Doc: "Paths, texts or addresses were read from the caller's memory after the call, where another thread can have changed them."})
 	FileSizeNew    = add(Field{Name: "file_size_new", Type: Uint64, Classes: file, Nullable: true, Doc: "truncate: the new length, bytes."})
 	FileMtimeNew   = add(Field{Name: "file_mtime_new", Type: Time, Classes: file, Nullable: true, Doc: "utimes: the modification time that was set; null when it is the time of the call."})
+	IOURing        = add(Field{Name: "io_uring", Type: Bool, Classes: fds, Doc: "Asked for through an io_uring: no system call of that name was made."})
 	FileUserID     = add(Field{Name: "file_user_id", Type: Uint32, Classes: file, Doc: "Owner of the inode."})
 
 	NetTransport    = add(Field{Name: "network_transport", Type: Name, Classes: network, Rule: []string{"fd.l4proto"}, Doc: "tcp, udp, icmp, raw, unix; empty for others."})

@@ -64,6 +64,7 @@ enum event_action {
 enum header_flag {
 	HEADER_KERNEL_THREAD = 1 << 0, /* the acting task is a kernel thread */
 	HEADER_COMPAT = 1 << 1, /* reached through a 32-bit system call */
+	HEADER_IO_URING = 1 << 2, /* asked for through an io_uring: no system call of that name was made */
 };
 
 /*

@@ -375,6 +375,29 @@ struct bpf_link {
 	struct bpf_prog *prog;
 };
 
+struct io_uring_cqe {
+	__s32 res;
+};
+
+struct io_kiocb {
+	__u8 opcode;
+};
+
+struct open_how {
+	__u64 flags;
+};
+
+struct io_open {
+	__u32 file_slot;
+	struct open_how how;
+};
+
+struct io_connect {
+	struct file *file;
+	void *addr;
+	int addr_len;
+};
+
 struct linux_binprm {
 	unsigned int secureexec : 1;
 	struct file *file;

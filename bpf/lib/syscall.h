@@ -72,7 +72,7 @@ struct syscall {
 	__u64 args[8]; /* six; with room for any index of three bits */
 	__s64 ret;
 	__u32 call; /* enum call */
-	__u32 compat; /* 1: of a 32-bit program */
+	__u32 flags; /* enum header_flag: HEADER_COMPAT, HEADER_IO_URING */
 };
 
 /* Argument n, counted from 1. */

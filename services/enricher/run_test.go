@@ -196,7 +196,7 @@ func TestRunWithoutCluster(t *testing.T) {
 	}
 	h := got[0].Headers()
 	for k, want := range map[string]string{schemas.HeaderBatchID: id, "Nats-Msg-Id": id, schemas.HeaderRows: "2",
-		schemas.HeaderCumulative: "2", schemas.HeaderBatch: fmt.Sprint(schemas.SchemaVersion), schemas.HeaderVersion: fmt.Sprint(schemas.SchemaVersion)} {
+		schemas.HeaderCumulative: "2", schemas.HeaderBatch: "1", schemas.HeaderVersion: fmt.Sprint(schemas.SchemaVersion)} {
 		if h.Get(k) != want {
 			t.Errorf("header %s is %q, want %q", k, h.Get(k), want)
 		}

@@ -226,6 +226,7 @@ func (l *lane) take() {
 	default:
 		l.change()
 	}
+	l.b.Bool(schemas.IOURing, h.Flags&bpf.HeaderIOURing != 0)
 	l.finish(p)
 }
 

@@ -177,6 +177,9 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if err != nil {
 		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
 	}
+	for _, what := range s.kernel.Unseen() {
+		log.Warn("not seen on this kernel", "what", what)
+	}
 	log.Info("watching", "cluster", cfg.Cluster, "node", cfg.Node, "resumed", s.kernel.Resumed(), "processes", n)
 	return s, nil
 }

@@ -1,0 +1,146 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// uring is an io_uring by hand: one operation at a time.
+type uring struct {
+	fd             int
+	sq, cq, sqes   []byte
+	sqTail, cqHead *uint32
+	cqTail         *uint32
+	sqArray, cqes  int // where they begin
+	mask           uint32
+}
+
+func newURing() (*uring, error) {
+	p := make([]uint32, 30) // struct io_uring_params
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 4, uintptr(unsafe.Pointer(&p[0])), 0)
+	if errno != 0 {
+		return nil, errno
+	}
+	u := &uring{fd: int(fd)}
+	sq, cq := p[10:20], p[20:30] // struct io_sqring_offsets, io_cqring_offsets
+	var err error
+	if u.sq, err = unix.Mmap(u.fd, 0, int(sq[6]+p[0]*4), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return nil, err
+	}
+	if u.cq, err = unix.Mmap(u.fd, 0x8000000, int(cq[5]+p[1]*16), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return nil, err
+	}
+	if u.sqes, err = unix.Mmap(u.fd, 0x10000000, int(p[0])*64, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return nil, err
+	}
+	u.sqTail, u.cqHead, u.cqTail = at32(u.sq, sq[1]), at32(u.cq, cq[0]), at32(u.cq, cq[1])
+	u.sqArray, u.cqes, u.mask = int(sq[6]), int(cq[5]), *at32(u.cq, cq[2])
+	return u, nil
+}
+
+func at32(b []byte, at uint32) *uint32 { return (*uint32)(unsafe.Pointer(&b[at])) }
+
+// sqe is struct io_uring_sqe, as far as it is needed.
+type sqe struct {
+	opcode, flags uint8
+	ioprio        uint16
+	fd            int32
+	off, addr     uint64
+	len, opFlags  uint32
+	_             [4]uint64
+}
+
+// do submits an operation and waits for its result.
+func (u *uring) do(op sqe) (int32, error) {
+	*(*sqe)(unsafe.Pointer(&u.sqes[0])) = op
+	*at32(u.sq, uint32(u.sqArray)+4*(*u.sqTail&3)) = 0
+	atomic.AddUint32(u.sqTail, 1)
+	if _, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(u.fd), 1, 1, 1 /* IORING_ENTER_GETEVENTS */, 0, 0); errno != 0 {
+		return 0, errno
+	}
+	head := *u.cqHead
+	if atomic.LoadUint32(u.cqTail) == head {
+		return 0, errors.New("no completion")
+	}
+	res := *(*int32)(unsafe.Pointer(&u.cq[u.cqes+int(head&u.mask)*16+8]))
+	atomic.StoreUint32(u.cqHead, head+1)
+	return res, nil
+}
+
+func init() {
+	// uring DIR PORT: opens a file for writing, fails to open one, connects, fails to connect.
+	helpers["uring"] = func(args []string) error {
+		u, err := newURing()
+		if err != nil {
+			return err
+		}
+		fdcwd := int32(unix.AT_FDCWD)
+		open := func(path string) (int32, error) {
+			return u.do(sqe{opcode: 18, fd: fdcwd, addr: uint64(cstr(path)), len: 0o600, opFlags: unix.O_CREAT | unix.O_WRONLY})
+		}
+		if fd, err := open(args[0] + "/by-ring"); err != nil || fd < 0 {
+			return fmt.Errorf("open: %d, %v", fd, err)
+		}
+		if fd, err := open(args[0] + "/none/by-ring"); err != nil || fd != -int32(unix.ENOENT) {
+			return fmt.Errorf("open: %d, %v", fd, err)
+		}
+		for _, a := range args[1:] {
+			at, err := netip.ParseAddrPort(a)
+			if err != nil {
+				return err
+			}
+			s, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+			if err != nil {
+				return err
+			}
+			addr := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: at.Port()<<8 | at.Port()>>8, Addr: at.Addr().As4()}
+			res, err := u.do(sqe{opcode: 16, fd: int32(s), addr: uint64(uintptr(unsafe.Pointer(&addr))), off: unix.SizeofSockaddrInet4})
+			if err != nil {
+				return err
+			}
+			fmt.Println(res)
+		}
+		return nil
+	}
+}
+
+// TestURing: an open and a connect through an io_uring are events like any other.
+func TestURing(t *testing.T) {
+	c := sensor(t)
+	if missing := c.k.Unseen(); len(missing) > 0 {
+		t.Skipf("SKIPPED: %v", missing)
+	}
+	dir := t.TempDir()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	there, refused := l.Addr().String(), closed(t, "127.0.0.1:0").String()
+	pid := run(t, helper(t, "uring", dir, there, refused))
+	c.settle(t)
+	opens := c.all(func(ev *Event) bool { return by(pid, ActionOpen)(ev) && filepath.Dir(string(ev.Open.Path)) == dir })
+	if len(opens) != 1 {
+		t.Fatalf("%d opens", len(opens))
+	}
+	o, h := &opens[0].Open, &opens[0].Header
+	if string(o.Path) != dir+"/by-ring" || o.Access != OpenWrite|OpenCreated || o.Flags&unix.O_CREAT == 0 || h.Flags != HeaderIOURing || opens[0].Syscall() != "openat" {
+		t.Errorf("%+v %q by %s, header flags %#x", o.OpenFields, o.Path, opens[0].Syscall(), h.Flags)
+	}
+	var got []string
+	for _, ev := range c.all(by(pid, ActionConnect)) {
+		got = append(got, fmt.Sprint(ev.Conn.Result, " ", ev.Conn.Remote(), " ", ev.Header.Flags))
+	}
+	want := []string{fmt.Sprint(0, " ", there, " ", HeaderIOURing), fmt.Sprint(-int(unix.ECONNREFUSED), " ", refused, " ", HeaderIOURing)}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("connects %q, want %q", got, want)
+	}
+}
