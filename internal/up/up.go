@@ -237,6 +237,7 @@ func Start(ctx context.Context, o Options) (_ *Stack, err error) {
 		cfg := *o.Sensor
 		cfg.NATS, cfg.Log = s.natsConfig(schemas.ServiceSensor), log(schemas.ServiceSensor)
 		cfg.Cluster, cfg.StateDir = o.Cluster, filepath.Join(o.Dir, "sensor")
+		cfg.DropCapabilities = false // other services are in this process
 		if o.Node != "" {
 			cfg.Node = o.Node
 		}

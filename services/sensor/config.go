@@ -29,6 +29,8 @@ type Config struct {
 	Kernel KernelConfig `yaml:"kernel"`
 	Redact RedactConfig `yaml:"redact"`
 
+	DropCapabilities bool `yaml:"drop_capabilities" doc:"Once the programs are attached give up every capability but CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE."`
+
 	FlushInterval time.Duration `yaml:"flush_interval" doc:"Longest time an event waits for others to share its batch, 1ms to 1s."`
 }
 
@@ -87,8 +89,9 @@ func DefaultConfig() Config {
 		StateDir: "/var/lib/picket/sensor", SpoolBytes: 256 << 20,
 		Kernel: KernelConfig{Instance: "default", BPFFS: "/sys/fs/bpf", ProcessRing: 4 << 20, FileRing: 8 << 20, NetworkRing: 2 << 20, KernelRing: 1 << 20,
 			WatchedPaths: DefaultWatchedPaths(), Unwanted: []string{"close"}, Environment: DefaultEnvironment()},
-		Redact:        RedactConfig{Enabled: true, Words: redact.DefaultWords()},
-		FlushInterval: 50 * time.Millisecond,
+		Redact:           RedactConfig{Enabled: true, Words: redact.DefaultWords()},
+		DropCapabilities: true,
+		FlushInterval:    50 * time.Millisecond,
 	}
 }
 

@@ -34,6 +34,7 @@ func config(t *testing.T, s *natsserver.Server) sensor.Config {
 	cfg.Log.File = filepath.Join(t.TempDir(), "sensor.log")
 	cfg.Cluster, cfg.Node = "test.cluster", "node-1"
 	cfg.StateDir = t.TempDir()
+	cfg.DropCapabilities = false // the test's own; test/e2e has a sensor that drops them
 	cfg.Kernel.Instance = fmt.Sprintf("test-%d-%d", os.Getpid(), time.Now().UnixNano()%1e6)
 	cfg.Kernel.WatchedPaths = append(cfg.Kernel.WatchedPaths, "/etc/hostname")
 	t.Cleanup(func() {

@@ -65,6 +65,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return errors.Join(err, box.Close())
 	}
+	if cfg.DropCapabilities {
+		if err := dropCapabilities(); err != nil {
+			return errors.Join(err, s.kernel.Close(false), s.cgroups.Close(), box.Close())
+		}
+	}
 	rt.Started() // the programs are attached
 
 	// The lanes stop first, then the last figures are spooled, then the

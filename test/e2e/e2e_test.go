@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"picket/internal/bus"
 	"picket/internal/clickhousebin"
 	"picket/internal/freeport"
@@ -417,6 +419,30 @@ func (c *cluster) load(webhook string) (stop func() (probes, audits int)) {
 	}
 }
 
+// keepsOnly holds every thread of a process to its capabilities.
+func keepsOnly(t *testing.T, pid int, want uint64) {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("threads of process %d: %v, %v", pid, threads, err)
+	}
+	for _, file := range threads {
+		status, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, set := range []string{"CapEff", "CapPrm", "CapInh"} {
+			want := want
+			if set == "CapInh" {
+				want = 0
+			}
+			if !strings.Contains(string(status), fmt.Sprintf("\n%s:\t%016x\n", set, want)) {
+				t.Errorf("%s: %s is not %016x:\n%s", file, set, want, status)
+			}
+		}
+	}
+}
+
 // TestKillEverythingOnce kills every process with SIGKILL in the middle of a
 // run and starts it again: no event may be lost but what a killed sensor had
 // in its hands, which must be counted exactly, and none may be there twice.
@@ -433,6 +459,7 @@ func TestKillEverythingOnce(t *testing.T) {
 	for _, name := range []string{"enricher", "detector", "sink", "auditlog-ingest", "sensor"} {
 		c.start(name)
 	}
+	keepsOnly(t, c.procs["sensor"].cmd.Process.Pid, 1<<unix.CAP_DAC_READ_SEARCH|1<<unix.CAP_SYS_PTRACE)
 	stop := c.load("http://" + webhook + "/audit")
 	time.Sleep(2 * time.Second)
 	for _, name := range []string{"enricher", "detector", "sink", "auditlog-ingest", "sensor", "nats", "clickhouse", "sensor"} {
