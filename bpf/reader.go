@@ -134,6 +134,14 @@ func (r *Reader) Lost() (byCPU []uint64, ok bool) {
 	return byCPU, true
 }
 
+// HandedOn returns how many events of a CPU the runs before this one had noted in the ledger.
+func (r *Reader) HandedOn(cpu uint32) uint64 {
+	if int64(cpu) >= int64(len(r.handedOn)) {
+		return 0
+	}
+	return r.handedOn[cpu]
+}
+
 // takeUp notes what an earlier owner left. The counters must have been read before: a number they include
 // was given out after its record had its place, so that record is in the ring now or was read.
 func (r *Reader) takeUp(counters []ClassCounters, ledger *Ledger) {

@@ -68,6 +68,8 @@ const (
 const (
 	// LossRingFull: the kernel's ring buffer had no room.
 	LossRingFull = "ring_full"
+	// LossRingEmptied: taken out of the kernel's ring buffer by somebody else.
+	LossRingEmptied = "ring_emptied"
 	// LossSensorRestart: read from the kernel by a sensor that died before
 	// it had handed them on.
 	LossSensorRestart = "sensor_restart"
@@ -88,7 +90,7 @@ const (
 
 // LossReasons lists every loss reason.
 func LossReasons() []string {
-	return []string{LossRingFull, LossSensorRestart, LossDecode, LossSpoolFull, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap}
+	return []string{LossRingFull, LossRingEmptied, LossSensorRestart, LossDecode, LossSpoolFull, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap}
 }
 
 // Token makes a name safe as one token of a NATS subject: dots, spaces,

@@ -89,6 +89,9 @@ func (l *lane) run(stopping <-chan struct{}) error {
 		default:
 		}
 		err := l.r.Read(&l.ev)
+		if err == nil || errors.Is(err, bpf.ErrBadRecord) {
+			l.s.taken[l.r.Class()].Add(1)
+		}
 		if l.fresh == 0 || l.r.Emptied() {
 			l.now, l.fresh = time.Now(), clockEvery
 		}
@@ -140,7 +143,10 @@ func (l *lane) settleLoss() {
 	}
 	l.lost = true
 	var n uint64
+	defer func() { l.s.settled[l.r.Class()].Store(true) }()
 	for cpu, lost := range byCPU {
+		// Of what the kernel ever submitted, this run will never read these.
+		l.s.unread[l.r.Class()].Add(lost + l.r.HandedOn(uint32(cpu)))
 		n += lost - l.s.late[l.r.Class()][cpu]
 		// Lost for good, and reported: a later crash must not count it again.
 		l.s.kernel.Ledger().Add(uint32(cpu), l.r.Class(), lost-l.s.late[l.r.Class()][cpu])

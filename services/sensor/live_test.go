@@ -11,9 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"picket/internal/batch"
+	"picket/internal/health"
 	"picket/internal/natsserver"
 	"picket/internal/natsserver/natstest"
 	"picket/schemas"
@@ -340,5 +343,70 @@ func TestLiveCalls(t *testing.T) {
 		for k, v := range got {
 			t.Log(k, v)
 		}
+	}
+}
+
+// TestRingEmptied: what somebody else takes out of the kernel's ring is noticed,
+// and counted to the last event.
+func TestRingEmptied(t *testing.T) {
+	needRoot(t)
+	s := natstest.Start(t)
+	cfg := config(t, s)
+	stop := start(t, cfg)
+	pins, err := filepath.Glob(filepath.Join(cfg.Kernel.BPFFS, "picket", cfg.Kernel.Instance, "run-*", "map_kernel_ring"))
+	if err != nil || len(pins) != 1 {
+		t.Fatalf("pins %v, %v", pins, err)
+	}
+	ring, err := ebpf.LoadPinnedMap(pins[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ring.Close()
+	thief, err := ringbuf.NewReader(ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer thief.Close()
+	// The sensor rests when it has emptied the ring; the thief does not.
+	thief.SetDeadline(time.Now().Add(2 * time.Second))
+	done := make(chan error, 1)
+	go func() {
+		done <- exec.Command("/bin/sh", "-c", `for i in $(seq 300); do unshare -u true; done`).Run()
+	}()
+	stolen := 0
+	for {
+		if _, err := thief.Read(); err != nil {
+			break
+		}
+		stolen++
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if stolen == 0 {
+		t.Fatal("nothing could be taken")
+	}
+	time.Sleep(3 * health.Interval)
+	stop()
+	lost, rows := uint64(0), uint64(0)
+	var seen uint64
+	for _, b := range batches(t, s) {
+		if b.Class() == schemas.Kernel {
+			rows += uint64(b.Rows())
+		}
+		for r := range b.Rows() {
+			if b.Class() != schemas.Health || b.Str(schemas.HealthClass, r) != "kernel" {
+				continue
+			}
+			switch b.Str(schemas.HealthReason, r) {
+			case schemas.LossRingEmptied:
+				lost += b.Uint(schemas.HealthCount, r)
+			case "kernel_seen":
+				seen = max(seen, b.Uint(schemas.HealthTotal, r))
+			}
+		}
+	}
+	if lost == 0 || seen != rows+lost {
+		t.Errorf("%d seen, %d published, %d reported as taken; the thief had %d", seen, rows, lost, stolen)
 	}
 }

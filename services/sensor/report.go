@@ -104,6 +104,7 @@ func (s *sensor) account() {
 		if bpf.Class(i) == bpf.ClassProcess {
 			count(counterThreads, t.Threads)
 		}
+		s.emptied(bpf.Class(i), t.Submitted)
 		s.health.Lost(class, schemas.LossRingFull, t.RingFull-s.ringFull[i])
 		s.ringFull[i], ringFull[i] = t.RingFull, t.RingFull
 	}
@@ -115,6 +116,24 @@ func (s *sensor) account() {
 	s.health.Flush(func(subject string, data []byte, rows int) error {
 		return s.box.Put(subject, data, rows, note{Boot: s.bootID, RingFull: ringFull}, func() { s.saveReported(ringFull) })
 	})
+}
+
+// emptied reports events that were in a ring at the last report, are no longer
+// there, and were not read by this sensor: somebody else took them.
+func (s *sensor) emptied(class bpf.Class, submitted uint64) {
+	then := s.submitted[class]
+	s.submitted[class] = submitted
+	if !s.settled[class].Load() || s.kernel.Readers()[class].Available() > 0 {
+		return
+	}
+	read := s.taken[class].Load() + s.unread[class].Load()
+	if then <= read {
+		return
+	}
+	n := then - read
+	s.unread[class].Add(n)
+	s.log.Error("somebody else read from the sensor's ring buffer in the kernel: what was taken is lost", "class", class.String(), "events", n)
+	s.health.Lost(class.String(), schemas.LossRingEmptied, n)
 }
 
 // The reported losses are kept in a file beside the spool, and in the note of

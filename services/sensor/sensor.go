@@ -131,6 +131,12 @@ type sensor struct {
 	// spooled counts, per class, the events that this run's outbox has taken:
 	// they will be published.
 	spooled [bpf.NumClasses]atomic.Uint64
+	// taken counts, per class, the records read from the ring; unread those that
+	// were submitted before this run and that it will never read. Both are
+	// compared with what the kernel submitted, when settled is true: see emptied.
+	taken, unread [bpf.NumClasses]atomic.Uint64
+	settled       [bpf.NumClasses]atomic.Bool
+	submitted     [bpf.NumClasses]uint64 // at the last report
 	// ringFull has, per class, what was reported as lost by a full ring since
 	// the programs were loaded, by this run and those before it.
 	ringFull [bpf.NumClasses]uint64
