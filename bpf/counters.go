@@ -36,11 +36,12 @@ func (e ErrorKind) String() string {
 type ClassCounters struct {
 	CPU       uint32
 	Class     Class
-	Seen      uint64 // events that passed the filters: Submitted + RingFull, up to events under way
+	Seen      uint64 // events that passed the filters: Submitted + RingFull + Limited, up to events under way
 	Submitted uint64 // events that got a place in the ring: the last number given
 	RingFull  uint64 // events lost because the ring was full
 	Filtered  uint64 // suppressed by the noise filter: not events
 	Threads   uint64 // threads begun (ClassProcess): not events
+	Limited   uint64 // events left out because their cgroup filled a ring that was nearly full: see SetShare
 	Errors    [NumErrors]uint64
 }
 
@@ -51,7 +52,8 @@ const (
 	counterRingFull  = 2
 	counterFiltered  = 3
 	counterThreads   = 4
-	counterErrors    = 5
+	counterLimited   = 5
+	counterErrors    = 6
 	counterWords     = 16
 )
 
@@ -83,6 +85,7 @@ func readCounters(mem *ebpf.Memory, cpus int) ([]ClassCounters, error) {
 		c.CPU, c.Class = uint32(i/NumClasses), Class(i%NumClasses)
 		c.Seen, c.Submitted, c.RingFull = word(counterSeen), word(counterSubmitted), word(counterRingFull)
 		c.Filtered, c.Threads = word(counterFiltered), word(counterThreads)
+		c.Limited = word(counterLimited)
 		for e := range c.Errors {
 			c.Errors[e] = word(counterErrors + e)
 		}

@@ -132,6 +132,8 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 	if (!(access & (OPEN_WRITE | OPEN_CREATED | OPEN_WATCHED)))
 		return 0;
 
+	if (crowded_out(&file_ring, CLASS_FILE, c))
+		return 0;
 	e = &s->event;
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;

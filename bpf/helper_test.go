@@ -426,13 +426,14 @@ func checkCounters(t *testing.T, k *Kernel) [NumClasses]ClassCounters {
 		}
 		sum = [NumClasses]ClassCounters{}
 		for _, c := range counters {
-			if c.Seen != c.Submitted+c.RingFull {
+			if c.Seen != c.Submitted+c.RingFull+c.Limited {
 				unbalanced = append(unbalanced, c)
 			}
 			s := &sum[c.Class]
 			s.Seen += c.Seen
 			s.Submitted += c.Submitted
 			s.RingFull += c.RingFull
+			s.Limited += c.Limited
 			s.Filtered += c.Filtered
 			s.Threads += c.Threads
 			for i := range c.Errors {

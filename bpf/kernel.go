@@ -78,7 +78,7 @@ const (
 var rings = [NumClasses]string{objectMapProcessRing, objectMapFileRing, objectMapNetworkRing, objectMapKernelRing}
 
 // pinned are all maps a later sensor needs; the programs keep the others alive themselves.
-var pinned = []string{mapConfig, mapCounters, mapLedger, mapWatches,
+var pinned = []string{mapConfig, mapCounters, mapLedger, mapWatches, objectMapShares,
 	objectMapProcessRing, objectMapFileRing, objectMapNetworkRing, objectMapKernelRing}
 
 // programs are those that run on their own, where the kernel has what they attach to.
@@ -487,8 +487,9 @@ const (
 	configWatching    = 4
 	configStopped     = 16
 	configEnvironment = 20
-	configUnwanted    = 24
-	configBytes       = 56
+	configShare       = 24
+	configUnwanted    = 32
+	configBytes       = 64
 )
 
 // SetEnvironment sets whether an exec event has the program's environment.
@@ -503,6 +504,48 @@ func (k *Kernel) SetEnvironment(on bool) error {
 		value = 1
 	}
 	return k.set(configEnvironment, value)
+}
+
+// SetShare sets how many events of the classes file and network each cgroup may add to the class's ring within 134 ms
+// while that is more than three quarters full; 0: as many as there are.
+func (k *Kernel) SetShare(events uint64) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return errClosed
+	}
+	return k.write(configShare, binary.LittleEndian.AppendUint64(nil, events))
+}
+
+// Limited is how many events of a cgroup were left out, since the programs were loaded.
+type Limited struct {
+	CgroupID uint64
+	Class    Class
+	Events   uint64
+}
+
+// Limited returns the cgroups of which events were left out, as far as the kernel remembers them: ClassCounters has
+// the whole number.
+func (k *Kernel) Limited() ([]Limited, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return nil, errClosed
+	}
+	var out []Limited
+	var key [2]uint64   // struct share_key
+	var value [3]uint64 // struct share
+	it := k.maps[objectMapShares].Iterate()
+	for it.Next(&key, &value) {
+		if value[2] > 0 {
+			out = append(out, Limited{key[0], Class(key[1]), value[2]})
+		}
+	}
+	// An entry that goes while it is looked at is not an error.
+	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return nil, fmt.Errorf("reading which cgroups were limited: %w", err)
+	}
+	return out, nil
 }
 
 // SetUnwanted replaces the set of system calls that are no events: names as [Event.Syscall] has them; "close" is the

@@ -262,6 +262,8 @@ static __always_inline void emit_conn(struct conn_scratch *s, struct task_struct
 	struct bpf_dynptr record;
 	__u64 seq;
 
+	if (crowded_out(&network_ring, CLASS_NETWORK, c))
+		return;
 	fill_header(&from->h, task);
 	from->h.class = CLASS_NETWORK;
 	from->h.action = action;

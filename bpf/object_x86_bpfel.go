@@ -31,6 +31,7 @@ const (
 	objectMapNetworkRing      = "network_ring"
 	objectMapPathScratch      = "path_scratch"
 	objectMapProcessRing      = "process_ring"
+	objectMapShares           = "shares"
 	objectMapThisCall         = "this_call"
 	objectMapWatches          = "watches"
 	objectProgPicketAttempt   = "picket_attempt"
@@ -121,6 +122,7 @@ type objectMapSpecs struct {
 	NetworkRing *ebpf.MapSpec `ebpf:"network_ring"`
 	PathScratch *ebpf.MapSpec `ebpf:"path_scratch"`
 	ProcessRing *ebpf.MapSpec `ebpf:"process_ring"`
+	Shares      *ebpf.MapSpec `ebpf:"shares"`
 	ThisCall    *ebpf.MapSpec `ebpf:"this_call"`
 	Watches     *ebpf.MapSpec `ebpf:"watches"`
 }
@@ -173,6 +175,7 @@ type objectMaps struct {
 	NetworkRing *ebpf.Map `ebpf:"network_ring"`
 	PathScratch *ebpf.Map `ebpf:"path_scratch"`
 	ProcessRing *ebpf.Map `ebpf:"process_ring"`
+	Shares      *ebpf.Map `ebpf:"shares"`
 	ThisCall    *ebpf.Map `ebpf:"this_call"`
 	Watches     *ebpf.Map `ebpf:"watches"`
 }
@@ -194,6 +197,7 @@ func (m *objectMaps) Close() error {
 		m.NetworkRing,
 		m.PathScratch,
 		m.ProcessRing,
+		m.Shares,
 		m.ThisCall,
 		m.Watches,
 	)

@@ -68,6 +68,9 @@ const (
 const (
 	// LossRingFull: the kernel's ring buffer had no room.
 	LossRingFull = "ring_full"
+	// LossRateLimited: left out by the sensor's programs, because one container
+	// filled a ring buffer that was nearly full.
+	LossRateLimited = "rate_limited"
 	// LossRingEmptied: taken out of the kernel's ring buffer by somebody else.
 	LossRingEmptied = "ring_emptied"
 	// LossSensorRestart: read from the kernel by a sensor that died before
@@ -90,7 +93,7 @@ const (
 
 // LossReasons lists every loss reason.
 func LossReasons() []string {
-	return []string{LossRingFull, LossRingEmptied, LossSensorRestart, LossDecode, LossSpoolFull, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap}
+	return []string{LossRingFull, LossRateLimited, LossRingEmptied, LossSensorRestart, LossDecode, LossSpoolFull, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap}
 }
 
 // Token makes a name safe as one token of a NATS subject: dots, spaces,

@@ -198,6 +198,7 @@ var (
 	HealthRun     = add(Field{Name: "health_run_id", Type: Name, Classes: health, Wide: true, Doc: "Run id of the reporting process."})
 	HealthClass   = add(Field{Name: "health_class", Type: Name, Classes: health, Doc: "Event class the figure is about; empty for all."})
 	HealthReason  = add(Field{Name: "health_reason", Type: Name, Classes: health, Doc: "Loss reason, for action loss; name of the counter, for action counters."})
+	HealthSubject = add(Field{Name: "health_subject", Type: Name, Classes: health, Wide: true, Doc: "What the figure is about within its class, such as the container whose events were left out; empty for all the rest."})
 	HealthCount   = add(Field{Name: "health_count", Type: Uint64, Classes: health, Doc: "Events since the last report of the same service, class and reason."})
 	HealthTotal   = add(Field{Name: "health_total", Type: Uint64, Classes: health, Doc: "Events since the run began."})
 )

@@ -21,16 +21,17 @@ enum error_kind {
 	ERROR_FD = 3, /* another thread closed the descriptor first: no event */
 	ERROR_USER_ADDRESS = 4, /* socket address or socketcall arguments were not readable */
 	ERROR_STORAGE = 5, /* no memory, or no room, to remember a connection or a flow */
-	NUM_ERRORS = 11, /* with room: the struct stays two cache lines */
+	NUM_ERRORS = 10, /* with room: the struct stays two cache lines */
 };
 
-/* seen == submitted + ring_full, always: each event is one of both. Index: cpu * NUM_CLASSES + class. */
+/* seen == submitted + ring_full + limited, always: each event is one of them. Index: cpu * NUM_CLASSES + class. */
 struct counters {
 	__u64 seen; /* events that passed the filters */
 	__u64 submitted; /* those that got a place in the ring; the last sequence number given */
 	__u64 ring_full; /* those that did not */
 	__u64 filtered; /* suppressed by the noise filter: not events */
 	__u64 threads; /* threads begun (class process): not events */
+	__u64 limited; /* those left out so that others have room: see crowded_out */
 	__u64 errors[NUM_ERRORS];
 };
 
@@ -65,6 +66,25 @@ struct {
 	__type(value, __u32);
 } watches SEC(".maps");
 
+/* A cgroup's events of a class, while the class's ring is nearly full. */
+struct share_key {
+	__u64 cgroup;
+	__u64 class;
+};
+
+struct share {
+	__u64 window; /* number of the window of time it counts in */
+	__u64 events; /* in that window */
+	__u64 limited; /* left out, ever */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct share_key);
+	__type(value, struct share);
+} shares SEC(".maps");
+
 /* What user space sets while the programs run. */
 struct config {
 	__u32 self_tgid; /* the sensor: its file and network activity is not reported */
@@ -72,6 +92,7 @@ struct config {
 	__u64 self_start_time; /* tells the sensor from a later process with its id */
 	__u32 stopped; /* 1: nothing is an event any more */
 	__u32 environment; /* 1: an exec has the environment */
+	__u64 share; /* events that a cgroup may add to a nearly full ring in one window; 0: as many as there are */
 	__u64 unwanted[4]; /* bit n: events of enum call n are not wanted: they are not looked at, and not counted */
 } config SEC(".data.config");
 
@@ -90,6 +111,44 @@ static __always_inline bool wanted(__u32 call)
 static __always_inline void count(__u64 *counter)
 {
 	__sync_fetch_and_add(counter, 1);
+}
+
+#define SHARE_WINDOW_SHIFT 27 /* a window is 2^27 ns, 134 ms */
+#define RING_AVAILABLE 0 /* BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE */
+#define RING_SIZE 1
+
+/*
+ * Whether an event is left out because its cgroup fills a ring that is nearly full: one noisy container must not
+ * blind the node to the others. Nothing is left out while the ring is less than three quarters full. What is left out
+ * is counted, here and for its cgroup.
+ */
+static __always_inline bool crowded_out(void *ring, enum event_class class, struct counters *c)
+{
+	struct share_key key = {};
+	struct share first = {.events = 1}, *s;
+
+	if (!config.share || bpf_ringbuf_query(ring, RING_AVAILABLE) < bpf_ringbuf_query(ring, RING_SIZE) / 4 * 3)
+		return false;
+	key.cgroup = bpf_get_current_cgroup_id();
+	key.class = class;
+	first.window = bpf_ktime_get_boot_ns() >> SHARE_WINDOW_SHIFT;
+	s = bpf_map_lookup_elem(&shares, &key);
+	if (!s) {
+		bpf_map_update_elem(&shares, &key, &first, 0);
+		return false;
+	}
+	/* Two CPUs may both begin the window: then a few events more have room. */
+	if (s->window != first.window) {
+		s->window = first.window;
+		s->events = 1;
+		return false;
+	}
+	if (__sync_fetch_and_add(&s->events, 1) < config.share)
+		return false;
+	count(&s->limited);
+	count(&c->seen);
+	count(&c->limited);
+	return true;
 }
 
 /*

@@ -41,7 +41,7 @@ type Reporter struct {
 	seq      uint64
 }
 
-type key struct{ action, class, reason string }
+type key struct{ action, class, reason, subject string }
 
 // New returns a reporter for a service. node is the node for a sensor and the
 // source for an ingester; other services pass "" and report as "_<service>".
@@ -62,13 +62,17 @@ func New(service, cluster, node, run string, log *slog.Logger, reg prometheus.Re
 
 // Lost counts n events of a class ("" for unknown) lost for a reason of
 // schemas.LossReasons.
-func (r *Reporter) Lost(class, reason string, n uint64) {
+func (r *Reporter) Lost(class, reason string, n uint64) { r.LostOf(class, reason, "", n) }
+
+// LostOf is Lost for events of one subject within the class, such as a
+// container. The caller bounds how many subjects there are.
+func (r *Reporter) LostOf(class, reason, subject string, n uint64) {
 	if n == 0 {
 		return
 	}
 	r.metric.WithLabelValues(class, reason).Add(float64(n))
 	r.mu.Lock()
-	r.now[key{"loss", class, reason}] += n
+	r.now[key{"loss", class, reason, subject}] += n
 	r.mu.Unlock()
 }
 
@@ -76,7 +80,7 @@ func (r *Reporter) Lost(class, reason string, n uint64) {
 // it has seen. A total below the one before is passed over: of goroutines that
 // count at once the older can come last.
 func (r *Reporter) Count(class, name string, total uint64) {
-	k := key{"counters", class, name}
+	k := key{"counters", class, name, ""}
 	r.mu.Lock()
 	r.now[k] = max(r.now[k], total)
 	r.mu.Unlock()
@@ -143,7 +147,7 @@ func (r *Reporter) report() {
 	b := batch.NewBuilder(schemas.Health, schemas.RawColumns(schemas.Health))
 	at := time.Now().UnixNano()
 	for _, k := range slices.SortedFunc(maps.Keys(changed), func(a, b key) int {
-		return strings.Compare(a.action+a.class+a.reason, b.action+b.class+b.reason)
+		return strings.Compare(a.action+a.class+a.reason+a.subject, b.action+b.class+b.reason+b.subject)
 	}) {
 		r.seq++
 		b.Bytes16(schemas.EventID, schemas.Hash128(r.cluster, r.node, r.service, r.run, string(binary.LittleEndian.AppendUint64(nil, r.seq))))
@@ -157,6 +161,7 @@ func (r *Reporter) report() {
 		b.Str(schemas.HealthRun, r.run)
 		b.Str(schemas.HealthClass, k.class)
 		b.Str(schemas.HealthReason, k.reason)
+		b.Str(schemas.HealthSubject, k.subject)
 		b.Uint64(schemas.HealthCount, changed[k]-r.reported[k])
 		b.Uint64(schemas.HealthTotal, changed[k])
 		b.EndRow()

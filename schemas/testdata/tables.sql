@@ -435,6 +435,7 @@ CREATE TABLE IF NOT EXISTS picket.health (
     health_run_id String COMMENT 'Run id of the reporting process.' CODEC(ZSTD(1)),
     health_class LowCardinality(String) COMMENT 'Event class the figure is about; empty for all.',
     health_reason LowCardinality(String) COMMENT 'Loss reason, for action loss; name of the counter, for action counters.',
+    health_subject String COMMENT 'What the figure is about within its class, such as the container whose events were left out; empty for all the rest.' CODEC(ZSTD(1)),
     health_count UInt64 COMMENT 'Events since the last report of the same service, class and reason.',
     health_total UInt64 COMMENT 'Events since the run began.',
     INDEX batch_id_bloom batch_id TYPE bloom_filter(0.001) GRANULARITY 1

@@ -45,6 +45,7 @@ type KernelConfig struct {
 	WatchedPaths []string `yaml:"watched_paths" doc:"Path prefixes whose files are also reported when opened for reading only. Files opened for writing or created are always reported."`
 	Environment  []string `yaml:"environment" doc:"Names of environment variables that an exec event has (the first 8 KiB of the environment are looked through). [] keeps none and saves the reading."`
 	Unwanted     []string `yaml:"unwanted_calls" doc:"System calls that are no events, by the names of evt.type; close is the end of TCP connections. They cost next to nothing then. The default leaves close out, which doubles the events of a node that makes many connections; set [] to have bytes and duration of each. Execs, forks and exits cannot be left out."`
+	Share        uint64   `yaml:"container_share" doc:"Events of files, and of the network, that one container (or the host outside of them) may add in 134 ms to a ring that is more than three quarters full, so that it does not blind the node to the others. What is left out is counted (rate_limited) and reported for the container. 0: no limit."`
 	KeepOnStop   bool     `yaml:"keep_on_stop" doc:"On a clean stop leave the programs running for the next start, so that an upgrade misses nothing. A crash always leaves them."`
 }
 
@@ -88,7 +89,7 @@ func DefaultConfig() Config {
 		Cluster: "default", Node: host,
 		StateDir: "/var/lib/picket/sensor", SpoolBytes: 256 << 20,
 		Kernel: KernelConfig{Instance: "default", BPFFS: "/sys/fs/bpf", ProcessRing: 4 << 20, FileRing: 8 << 20, NetworkRing: 2 << 20, KernelRing: 1 << 20,
-			WatchedPaths: DefaultWatchedPaths(), Unwanted: []string{"close"}, Environment: DefaultEnvironment()},
+			WatchedPaths: DefaultWatchedPaths(), Unwanted: []string{"close"}, Environment: DefaultEnvironment(), Share: 2000},
 		Redact:           RedactConfig{Enabled: true, Words: redact.DefaultWords()},
 		DropCapabilities: true,
 		FlushInterval:    50 * time.Millisecond,

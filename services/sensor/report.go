@@ -79,13 +79,14 @@ func (s *sensor) account() {
 		t.Seen += c.Seen
 		t.Submitted += c.Submitted
 		t.RingFull += c.RingFull
+		t.Limited += c.Limited
 		t.Filtered += c.Filtered
 		t.Threads += c.Threads
 		for i, n := range c.Errors {
 			t.Errors[i] += n
 		}
 	}
-	ringFull := make([]uint64, bpf.NumClasses)
+	told := note{Boot: s.bootID, RingFull: make([]uint64, bpf.NumClasses), Limited: make([]uint64, bpf.NumClasses)}
 	for i, t := range sum {
 		class := bpf.Class(i).String()
 		count := func(name string, n uint64) {
@@ -105,8 +106,9 @@ func (s *sensor) account() {
 			count(counterThreads, t.Threads)
 		}
 		s.emptied(bpf.Class(i), t.Submitted)
+		s.crowded(bpf.Class(i), t.Limited)
 		s.health.Lost(class, schemas.LossRingFull, t.RingFull-s.ringFull[i])
-		s.ringFull[i], ringFull[i] = t.RingFull, t.RingFull
+		s.ringFull[i], told.RingFull[i], told.Limited[i] = t.RingFull, t.RingFull, t.Limited
 	}
 	if missed, err := s.kernel.Missed(); err == nil && missed > 0 {
 		s.health.Count("", counterMissed, missed)
@@ -114,8 +116,39 @@ func (s *sensor) account() {
 	s.metrics.tree.Set(float64(s.tree.Len()))
 	s.metrics.unknown.Set(float64(s.tree.Missed()))
 	s.health.Flush(func(subject string, data []byte, rows int) error {
-		return s.box.Put(subject, data, rows, note{Boot: s.bootID, RingFull: ringFull}, func() { s.saveReported(ringFull) })
+		return s.box.Put(subject, data, rows, told, func() { s.saveReported(told) })
 	})
+}
+
+// crowded reports events that were left out because their container filled a
+// ring: for each container as far as the kernel remembers it, and the rest.
+func (s *sensor) crowded(class bpf.Class, limited uint64) {
+	left := limited - s.limited[class]
+	if left == 0 {
+		return
+	}
+	s.limited[class] = limited
+	all, err := s.kernel.Limited()
+	if err != nil {
+		s.log.Error("limited cgroups", "error", err)
+	}
+	for _, l := range all {
+		k := limitedCgroup{l.CgroupID, l.Class}
+		if l.Class != class || l.Events <= s.limitedBy[k] || len(s.limitedBy) >= maxLimited {
+			continue
+		}
+		n := min(l.Events-s.limitedBy[k], left)
+		s.limitedBy[k] += n
+		left -= n
+		c, _ := s.cgroups.Resolve(l.CgroupID, 0)
+		subject := c.ContainerID
+		if subject == "" {
+			subject = "host"
+		}
+		s.log.Warn("a container makes more events than there is room for; some are left out", "class", class.String(), "container", subject, "pod", c.PodUID, "events", n)
+		s.health.LostOf(class.String(), schemas.LossRateLimited, subject, n)
+	}
+	s.health.Lost(class.String(), schemas.LossRateLimited, left)
 }
 
 // emptied reports events that were in a ring at the last report, are no longer
@@ -141,8 +174,8 @@ func (s *sensor) emptied(class bpf.Class, submitted uint64) {
 
 func (s *sensor) reportedPath() string { return filepath.Join(s.cfg.StateDir, "reported.json") }
 
-func (s *sensor) saveReported(ringFull []uint64) {
-	b, err := json.Marshal(note{Boot: s.bootID, RingFull: ringFull})
+func (s *sensor) saveReported(told note) {
+	b, err := json.Marshal(told)
 	if err == nil {
 		tmp := s.reportedPath() + ".tmp"
 		if err = os.WriteFile(tmp, b, 0o640); err == nil {
@@ -161,4 +194,5 @@ func (s *sensor) loadReported() {
 		return // nothing was reported under these programs
 	}
 	copy(s.ringFull[:], n.RingFull)
+	copy(s.limited[:], n.Limited)
 }

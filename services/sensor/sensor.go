@@ -140,7 +140,21 @@ type sensor struct {
 	// ringFull has, per class, what was reported as lost by a full ring since
 	// the programs were loaded, by this run and those before it.
 	ringFull [bpf.NumClasses]uint64
+	// limited has what was reported as left out since this run began or took the
+	// programs over: by class, and by cgroup.
+	limited   [bpf.NumClasses]uint64
+	limitedBy map[limitedCgroup]uint64
 }
+
+// limitedCgroup is a cgroup of which events of a class were left out.
+type limitedCgroup struct {
+	id    uint64
+	class bpf.Class
+}
+
+// maxLimited bounds how many containers are reported by name for what was left
+// out; the rest is reported together.
+const maxLimited = 1000
 
 func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger, reg prometheus.Registerer) (*sensor, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -149,7 +163,7 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	}
 	s := &sensor{
 		cfg: cfg, log: log, box: box, bootID: strings.TrimSpace(string(boot)),
-		tree:  proctree.New(),
+		tree: proctree.New(), limitedBy: map[limitedCgroup]uint64{},
 		users: passwd.Open("/etc/passwd"), groups: passwd.Open("/etc/group"),
 		health:  health.New("sensor", cfg.Cluster, cfg.Node, box.RunID(), log, reg),
 		metrics: newMetrics(reg),
@@ -173,6 +187,9 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	}
 	if err := s.kernel.SetWatchedPaths(cfg.Kernel.WatchedPaths); err != nil {
 		return nil, errors.Join(fmt.Errorf("kernel.watched_paths: %w", err), s.kernel.Close(true), s.cgroups.Close())
+	}
+	if err := s.kernel.SetShare(cfg.Kernel.Share); err != nil {
+		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
 	}
 	s.environment = map[string]struct{}{}
 	for _, name := range cfg.Kernel.Environment {
@@ -202,6 +219,7 @@ type note struct {
 	Class    bpf.Class `json:"class"`
 	Ledger   []uint64  `json:"ledger,omitempty"`    // by CPU
 	RingFull []uint64  `json:"ring_full,omitempty"` // by class: reported so far
+	Limited  []uint64  `json:"limited,omitempty"`   // the same
 }
 
 // takeUp brings the ledger up to what the previous run had spooled: it may
@@ -231,12 +249,23 @@ func (s *sensor) takeUp(notes []json.RawMessage) error {
 		for class, reported := range n.RingFull[:min(len(n.RingFull), bpf.NumClasses)] {
 			s.ringFull[class] = max(s.ringFull[class], reported)
 		}
+		for class, reported := range n.Limited[:min(len(n.Limited), bpf.NumClasses)] {
+			s.limited[class] = max(s.limited[class], reported)
+		}
 		for cpu, have := range n.Ledger[:min(len(n.Ledger), s.kernel.CPUs())] {
 			if old := s.kernel.Ledger().Load(uint32(cpu), n.Class); have > old {
 				s.kernel.Ledger().Add(uint32(cpu), n.Class, have-old)
 				s.late[n.Class][cpu] += have - old
 			}
 		}
+	}
+	// What earlier runs reported by container is not reported again.
+	limited, err := s.kernel.Limited()
+	if err != nil {
+		return err
+	}
+	for _, l := range limited {
+		s.limitedBy[limitedCgroup{l.CgroupID, l.Class}] = l.Events
 	}
 	// Until the backlog is read nobody waits for process events in it.
 	counters, err := s.kernel.Counters()
