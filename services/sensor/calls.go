@@ -24,7 +24,7 @@ func (l *lane) call(p *proctree.Proc) *proctree.Proc {
 	b.Bool(schemas.UserMemory, (e.PathFlags|e.TargetFlags)&bpf.PathUser != 0)
 	l.before(p)
 
-	a := callArgs{e: e, users: l.s.userNames(h, l)}
+	a := callArgs{e: e, users: l.userNames()}
 	if len(e.Base)+len(e.Path) > 0 && c.Action != "memfd" && c.Action != "key" {
 		a.path = fullPath(e.Base, e.Path)
 		b.Str(schemas.FilePath, a.path)
@@ -88,11 +88,12 @@ func (l *lane) target(action string) *proctree.Proc {
 
 // userNames returns what names a user of the acting process: a container has a
 // passwd file of its own.
-func (s *sensor) userNames(h *bpf.Header, l *lane) func(uint32) string {
-	if c, _ := s.cgroups.Resolve(h.CgroupID, h.TGID); c.ContainerID != "" {
+func (l *lane) userNames() func(uint32) string {
+	h := &l.ev.Header
+	if c, _ := l.s.cgroups.Resolve(h.CgroupID, h.TGID); c.ContainerID != "" {
 		return func(uint32) string { return "" }
 	}
-	return s.users.Name
+	return l.s.users.Name
 }
 
 // callArgs is what the arguments of one call are told from.

@@ -2,12 +2,14 @@ package sensor_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -408,5 +410,85 @@ func TestRingEmptied(t *testing.T) {
 	}
 	if lost == 0 || seen != rows+lost {
 		t.Errorf("%d seen, %d published, %d reported as taken; the thief had %d", seen, rows, lost, stolen)
+	}
+}
+
+// cgroupRoot is where cgroup v2 is mounted.
+func cgroupRoot(t *testing.T) string {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); f[2] == "cgroup2" {
+			return f[1]
+		}
+	}
+	t.Fatal("cgroup v2 is mounted nowhere")
+	return ""
+}
+
+// TestCrowded: a container that makes more events than there is room for is
+// reported by name, and the sums hold.
+func TestCrowded(t *testing.T) {
+	needRoot(t)
+	s := natstest.Start(t)
+	cfg := config(t, s)
+	cfg.Kernel.FileRing, cfg.Kernel.Share = 64<<10, 20
+	stop := start(t, cfg)
+	id := strings.Repeat("c0ffee12", 8)
+	cgroup := filepath.Join(cgroupRoot(t), fmt.Sprintf("picket-test-%d", os.Getpid()), "docker-"+id+".scope")
+	if err := os.MkdirAll(cgroup, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(os.Remove(cgroup), os.Remove(filepath.Dir(cgroup))); err != nil {
+			t.Error(err)
+		}
+	})
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// This binary again: see TestMain in bench_test.go.
+	storm := exec.Command(self, "picket-open-storm", "50000", file)
+	storm.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	if out, err := storm.CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	time.Sleep(200 * time.Millisecond)
+	stop()
+	var rows, seen, lost, limited uint64
+	for _, b := range batches(t, s) {
+		if b.Class() == schemas.File {
+			rows += uint64(b.Rows())
+		}
+		for r := range b.Rows() {
+			if b.Class() != schemas.Health || b.Str(schemas.HealthClass, r) != "file" {
+				continue
+			}
+			switch {
+			case b.Str(schemas.HealthReason, r) == "kernel_seen":
+				seen = max(seen, b.Uint(schemas.HealthTotal, r))
+			case b.Str(schemas.Action, r) == "loss":
+				lost += b.Uint(schemas.HealthCount, r)
+				if b.Str(schemas.HealthReason, r) == schemas.LossRateLimited && b.Str(schemas.HealthSubject, r) == id {
+					limited += b.Uint(schemas.HealthCount, r)
+				}
+			}
+		}
+	}
+	if seen != rows+lost || limited == 0 {
+		t.Errorf("%d seen, %d published, %d lost, %d of them left out of the container", seen, rows, lost, limited)
 	}
 }
