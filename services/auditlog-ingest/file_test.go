@@ -109,7 +109,7 @@ func exactly(t testing.TB, b *bus.Bus, w *logWriter, inOrder bool) {
 	var got []published
 	eventually(t, "published", func() string {
 		if got = readRaw(t, b); len(got) < w.n {
-			return fmt.Sprintf("%d of %d events", len(got), w.n)
+			return fmt.Sprintf("%d of %d events, missing%s", len(got), w.n, missing(w, got))
 		}
 		return ""
 	})
@@ -131,6 +131,25 @@ func exactly(t testing.TB, b *bus.Bus, w *logWriter, inOrder bool) {
 	if l := letters(t, b); len(l) != 0 {
 		t.Errorf("%d dead letters, the first: %s %s", len(l), l[0].Header.Get(schemas.HeaderReason), l[0].Data)
 	}
+}
+
+// missing lists the records that are not among those published, as ranges.
+func missing(w *logWriter, got []published) string {
+	seen := map[string]bool{}
+	for _, p := range got {
+		seen[p.auditID] = true
+	}
+	var b strings.Builder
+	for i, from := 0, -1; i <= w.n; i++ {
+		switch gone := i < w.n && !seen[w.id(i)]; {
+		case gone && from < 0:
+			from = i
+		case !gone && from >= 0:
+			fmt.Fprintf(&b, " %d-%d", from, i-1)
+			from = -1
+		}
+	}
+	return b.String()
 }
 
 func TestFileRename(t *testing.T) {

@@ -34,6 +34,9 @@ type File struct {
 	open atomic.Bool
 	// waited says that it was logged that the file is not there.
 	waited bool
+	// listed are the log's files as they were listed last: those among which the
+	// one that is read now was chosen.
+	listed []*generation
 }
 
 // New returns the source; it opens nothing yet.
@@ -67,13 +70,26 @@ func (f *File) Run(ctx context.Context, sink source.Sink) error {
 	return err
 }
 
-// list returns the log's files, oldest first.
+// listings bounds how often the log's files are listed to see them stand still.
+const listings = 20
+
+// list returns the log's files, oldest first. Files that are renamed while they
+// are listed can be missing, or be taken for one another: two listings in a row
+// that agree are of one moment.
 func (f *File) list() ([]*generation, error) {
-	all, err := generations(f.cfg.Path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("file.path: %w", err)
+	var before []*generation
+	for i := range listings {
+		all, err := generations(f.cfg.Path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("file.path: %w", err)
+		}
+		f.listed = all
+		if i > 0 && slices.EqualFunc(all, before, func(a, b *generation) bool { return a.path == b.path && a.same(b) }) {
+			break
+		}
+		before = all
 	}
-	return all, nil
+	return slices.Clone(f.listed), nil // the caller may change its own
 }
 
 // wait returns the first file that choose finds among the log's files, looking
@@ -174,6 +190,8 @@ func (f *File) beginAtEnd(ctx context.Context, g *generation) (*generation, int6
 
 // follow reads a file from an offset to its end, and returns where to go on.
 func (f *File) follow(ctx context.Context, g *generation, at int64) (*generation, int64, error) {
+	// What is newer than the one that is written can be a copy of it already.
+	before := slices.DeleteFunc(slices.Clone(f.listed), func(o *generation) bool { return o.compare(g) > 0 })
 	t, err := openTail(ctx, g, at)
 	if errors.Is(err, fs.ErrNotExist) {
 		return f.missed(ctx, g, at)
@@ -188,6 +206,17 @@ func (f *File) follow(ctx context.Context, g *generation, at int64) (*generation
 		}
 		next, err := f.following(t)
 		return slices.ContainsFunc(next, func(g *generation) bool { return g.size > 0 }), err
+	}
+	if g.current {
+		// Between the choice and the first read the file can have been copied, cut
+		// and written anew, more than once: what was in it then is in files that
+		// were not there before.
+		t.copies = func() ([]*generation, error) {
+			all, err := f.list()
+			return slices.DeleteFunc(all, func(o *generation) bool {
+				return o.current || o.same(g) || o.size == 0 || slices.ContainsFunc(before, o.unchanged)
+			}), err
+		}
 	}
 	f.open.Store(true)
 	f.log.Info("following audit log file", "source", f.Name(), "path", g.path, "offset", at)
@@ -250,11 +279,20 @@ func (f *File) following(t *tail) ([]*generation, error) {
 // recover finds the rest of a file that was truncated: who truncates a log
 // copies it before.
 func (f *File) recover(ctx context.Context, t *tail, at int64) (*generation, int64, error) {
+	if t.copies != nil && !t.begun { // nothing was read of it
+		copies, err := t.copies()
+		if err != nil {
+			return nil, 0, err
+		}
+		if g := oldest(copies); g != nil {
+			return g, min(at, g.size), nil
+		}
+	}
 	all, err := f.list()
 	if err != nil {
 		return nil, 0, err
 	}
-	if at > 0 {
+	if t.id.HeadLength > 0 && t.begun {
 		g, err := position{t.id, at}.find(all)
 		if err != nil {
 			return nil, 0, fmt.Errorf("file.path: %w", err)

@@ -56,6 +56,11 @@ type generation struct {
 
 func (g *generation) same(o *generation) bool { return g.dev == o.dev && g.ino == o.ino }
 
+// unchanged reports whether o is the same file with the same content.
+func (g *generation) unchanged(o *generation) bool {
+	return g.same(o) && g.size == o.size && g.modified.Equal(o.modified)
+}
+
 // errNoFile means that a path names something else than a file.
 var errNoFile = errors.New("not a regular file")
 

@@ -2,6 +2,7 @@ package file
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,11 @@ type tail struct {
 	// moveOn reports whether the writer writes to another file by now.
 	moveOn func() (bool, error)
 
+	// copies returns the files that copies of this one may be in, because they
+	// were not there when it was chosen; nil for one that is written no more.
+	copies func() ([]*generation, error)
+
+	begun bool      // something was read
 	moved bool      // the writer has moved on
 	grown time.Time // when the file last had more
 	last  byte      // the last byte read
@@ -90,9 +96,19 @@ func (t *tail) Read(p []byte) (int, error) {
 			if t.at < int64(len(t.head)) && !bytes.HasPrefix(p[:n], t.head[t.at:min(t.at+int64(n), int64(len(t.head)))]) {
 				return 0, errCut
 			}
+			if !t.begun && t.copies != nil {
+				if copies, err := t.copies(); err != nil || len(copies) > 0 {
+					return 0, cmp.Or(err, errCut)
+				}
+			}
+			t.begun = true
 			t.at += int64(n)
 			t.last, t.grown = p[n-1], time.Now()
 			return n, nil
+		}
+		// One that was cut and written anew can be as long as before.
+		if err := t.look(); err != nil {
+			return 0, err
 		}
 		info, err := t.file.Stat()
 		if err != nil {
