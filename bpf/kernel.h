@@ -195,7 +195,7 @@ static __always_inline void fill_state(struct call_event *e, struct task_struct 
 
 static __always_inline void submit_call(struct call_scratch *s, struct counters *c)
 {
-	__u32 at = sizeof(struct call_event), base_len, len, target_base_len, target_len;
+	struct lengths n;
 	struct call_event *e = &s->event;
 	struct bpf_dynptr record;
 
@@ -205,15 +205,11 @@ static __always_inline void submit_call(struct call_scratch *s, struct counters 
 	e->target_flags = s->target.flags | s->target.base.flags;
 	if ((e->path_flags | e->target_flags) & PATH_FAULT)
 		count(&c->errors[ERROR_PATH]);
-	base_len = walk_len(&s->path.base);
-	len = s->path.text_len & (MAX_PATH - 1);
-	target_base_len = walk_len(&s->target.base);
-	target_len = s->target.text_len & (MAX_PATH - 1);
-	e->base_len = base_len;
-	e->path_len = len;
-	e->target_base_len = target_base_len;
-	e->target_len = target_len;
-	e->h.size = sizeof(*e) + base_len + len + target_base_len + target_len;
+	e->h.size = sizeof(*e) + measure(&n, &s->path, &s->target);
+	e->base_len = n.base;
+	e->path_len = n.text;
+	e->target_base_len = n.target_base;
+	e->target_len = n.target;
 
 	e->h.seq = next_seq(c, !bpf_ringbuf_reserve_dynptr(&kernel_ring, e->h.size, 0, &record));
 	if (!e->h.seq) {
@@ -221,13 +217,7 @@ static __always_inline void submit_call(struct call_scratch *s, struct counters 
 		return;
 	}
 	bpf_dynptr_write(&record, 0, e, sizeof(*e), 0);
-	bpf_dynptr_write(&record, at, &s->path.base.buf[MAX_PATH - base_len], base_len, 0);
-	at += base_len;
-	bpf_dynptr_write(&record, at, s->path.text, len, 0);
-	at += len;
-	bpf_dynptr_write(&record, at, &s->target.base.buf[MAX_PATH - target_base_len], target_base_len, 0);
-	at += target_base_len;
-	bpf_dynptr_write(&record, at, s->target.text, target_len, 0);
+	write_names(&record, sizeof(*e), &n, &s->path, &s->target);
 	bpf_ringbuf_submit_dynptr(&record, 0);
 }
 

@@ -93,8 +93,11 @@ int picket_sys_exit(__u64 *ctx)
 	sc->ret = ctx[1];
 	sc->call = call;
 	sc->flags = compat ? HEADER_COMPAT : 0;
-	if (call == CALL_SOCKETCALL)
+	if (call == CALL_SOCKETCALL) {
 		unpack_socketcall(sc);
+		if (!wanted(sc->call))
+			return 0;
+	}
 	switch (sc->call) {
 	case OPEN_FIRST_CALL ... OPEN_LAST_CALL:
 		return sc->ret < 0 ? 0 : on_open(task, sc);

@@ -16,7 +16,7 @@ import (
 	"strings"
 )
 
-// groups are the calls, by what on_exit of picket.bpf.c does with them. A call's place in the list is its number in
+// groups are the calls, by what picket_sys_exit of picket.bpf.c does with them. A call's place in the list is its number in
 // records: a change of the order is a change of LAYOUT_VERSION.
 var groups = []struct {
 	name  string // GROUP_FIRST_CALL and GROUP_LAST_CALL are defined for it

@@ -153,6 +153,33 @@ static __noinline void read_named(struct named *n, struct task_struct *task, con
 		n->flags |= PATH_FAULT;
 }
 
+/* The lengths of the strings of two names, bounded for the verifier, and how many bytes they take together. */
+struct lengths {
+	__u32 base, text, target_base, target;
+};
+
+static __always_inline __u32 measure(struct lengths *n, struct named *path, struct named *target)
+{
+	n->base = walk_len(&path->base);
+	n->text = path->text_len & (MAX_PATH - 1);
+	n->target_base = walk_len(&target->base);
+	n->target = target->text_len & (MAX_PATH - 1);
+	return n->base + n->text + n->target_base + n->target;
+}
+
+/* Writes the strings in the order that path_event and call_event have them. */
+static __always_inline void write_names(struct bpf_dynptr *record, __u32 at, const struct lengths *n, struct named *path,
+					struct named *target)
+{
+	bpf_dynptr_write(record, at, &path->base.buf[MAX_PATH - n->base], n->base, 0);
+	at += n->base;
+	bpf_dynptr_write(record, at, path->text, n->text, 0);
+	at += n->text;
+	bpf_dynptr_write(record, at, &target->base.buf[MAX_PATH - n->target_base], n->target_base, 0);
+	at += n->target_base;
+	bpf_dynptr_write(record, at, target->text, n->target, 0);
+}
+
 /* The directory of a path: dir is the argument's number, 0 or TEXT. */
 static __always_inline int directory(const struct syscall *sc, __u32 dir)
 {

@@ -15,7 +15,7 @@ import (
 )
 
 // TestBackPressure takes NATS away: records go to the spool, what is none is
-// refused for now. When the spool is full the web hook asks to be called again
+// refused until there is room again. When the spool is full the web hook asks to be called again
 // and the file waits; in the end each event is there once.
 func TestBackPressure(t *testing.T) {
 	t.Parallel()

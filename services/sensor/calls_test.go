@@ -10,6 +10,7 @@ import (
 
 	"picket/bpf"
 	"picket/schemas"
+	"picket/services/sensor/redact"
 )
 
 // TestCallsKnown: the programs' names, the schema's and the table of arguments
@@ -87,5 +88,20 @@ func TestCallArguments(t *testing.T) {
 	}
 	if names := slices.Collect(maps.Keys(systemCalls)); len(names) != len(schemas.Calls()) {
 		t.Errorf("%d calls, %d of them different", len(schemas.Calls()), len(names))
+	}
+}
+
+// TestEnvironment: of the environment only the configured variables are kept,
+// without their secrets.
+func TestEnvironment(t *testing.T) {
+	l := &lane{s: &sensor{redact: redact.New(redact.DefaultWords()),
+		environment: map[string]struct{}{"LD_PRELOAD": {}, "https_proxy": {}, "API_TOKEN": {}, "EMPTY": {}}}}
+	env := "PATH=/bin\x00LD_PRELOAD=/tmp/a=b.so\x00NONSENSE\x00https_proxy=http://u:hunter2@proxy:3128\x00API_TOKEN=hunter2\x00EMPTY=\x00LD_PRELOAD"
+	want := []string{"LD_PRELOAD", "/tmp/a=b.so", "https_proxy", "http://u:[redacted]@proxy:3128", "API_TOKEN", "[redacted]", "EMPTY", ""}
+	if got := l.environment([]byte(env)); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := l.environment(nil); len(got) != 0 {
+		t.Errorf("of none: %q", got)
 	}
 }

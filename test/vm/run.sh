@@ -33,7 +33,9 @@ done
 work=$(mktemp -d)
 vms=()
 cleanup() {
-	[ ${#vms[@]} = 0 ] || kill "${vms[@]}" 2>/dev/null || true
+	for vm in "${vms[@]}"; do
+		if kill -0 "$vm" 2>/dev/null; then kill "$vm"; fi # most have ended by themselves
+	done
 	rm -rf "$work"
 }
 trap cleanup EXIT
