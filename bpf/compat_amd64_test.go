@@ -153,3 +153,44 @@ func init() {
 		return nil
 	}
 }
+
+// TestUnwantedSocketcall: a call that is not wanted is not told either where the 32-bit call for all sockets stands
+// for it.
+func TestUnwantedSocketcall(t *testing.T) {
+	k := mustLoad(t, options(t))
+	c := collect(t, k)
+	at := listen(t, "tcp4", "127.0.0.1:0")
+	p := &program{base: 0x400000 + 52 + 32}
+	addr := p.put(append(binary.BigEndian.AppendUint16([]byte{unix.AF_INET, 0}, at.Port()), 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0))
+	p.call(102, 1, p.words(unix.AF_INET, unix.SOCK_STREAM, 0)) // socketcall(SYS_SOCKET)
+	args := p.words(0, addr, 16)
+	p.op([]byte{0xa3}, args) // mov [args], eax
+	p.call(102, 3, args)     // socketcall(SYS_CONNECT)
+	p.call(252, 0)           // exit_group
+	file := filepath.Join(t.TempDir(), "connect")
+	writeProgram(t, file, tinyELF(32, p.bytes()))
+	connects := func() int {
+		pid := fork(t, file, []string{file}, nil)
+		c.settle(t)
+		return len(c.all(by(pid, ActionConnect)))
+	}
+	if n := connects(); n != 1 {
+		t.Fatalf("%d connects, want 1", n)
+	}
+	if err := k.SetUnwanted([]string{"bind"}); err != nil {
+		t.Fatal(err)
+	}
+	if n := connects(); n != 1 {
+		t.Errorf("another call is unwanted: %d connects, want 1", n)
+	}
+	if err := k.SetUnwanted([]string{"connect"}); err != nil {
+		t.Fatal(err)
+	}
+	pid := fork(t, file, []string{file}, nil)
+	c.wait(t, "its exit", by(pid, ActionExit))
+	run(t, helper(t, "socket", "0", t.TempDir())) // a later event of the class
+	c.wait(t, "a socket", func(ev *Event) bool { return ev.Header.Action == ActionSocket })
+	if n := len(c.all(by(pid, ActionConnect))); n != 0 {
+		t.Errorf("%d connects that are not wanted", n)
+	}
+}

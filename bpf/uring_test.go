@@ -116,7 +116,11 @@ func init() {
 func TestURing(t *testing.T) {
 	c := sensor(t)
 	if missing := c.k.Unseen(); len(missing) > 0 {
-		t.Skipf("SKIPPED: %v", missing)
+		if u, err := newURing(); err == nil {
+			unix.Close(u.fd)
+			t.Fatalf("the kernel has io_uring, and the sensor does not see %v", missing)
+		}
+		t.Skipf("SKIPPED (needs io_uring, which this kernel has not): %v", missing)
 	}
 	dir := t.TempDir()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
