@@ -304,7 +304,8 @@ func (l *lane) environment(env []byte) []string {
 			// As an argument, so that a secret is known by the variable's name.
 			arg := []string{string(name) + "=" + string(value)}
 			l.s.redact.Args(arg)
-			l.pairs = append(l.pairs, string(name), arg[0][len(name)+1:])
+			_, kept, _ := strings.Cut(arg[0], "=")
+			l.pairs = append(l.pairs, string(name), kept)
 		}
 	}
 	return l.pairs
