@@ -58,7 +58,7 @@ func TestWriterKilled(t *testing.T) {
 			r := w.start(nil)
 			w.settled(20 * time.Second)
 			w.want("process", (messages+1)*rows)
-			eventually(t, "the record is empty", 5*time.Second, func() bool { return len(w.ledgerOf("sink", "process").Plans) == 0 })
+			eventually(t, "the record is empty", 20*time.Second, func() bool { return len(w.ledgerOf("sink", "process").Plans) == 0 })
 			repeated := r.metric("picket_sink_repeated_inserts_total")
 			recognised := r.metric("picket_sink_recognised_messages_total")
 			switch {
