@@ -191,7 +191,7 @@ func BenchmarkCost(b *testing.B) {
 					cmd.Stderr = os.Stderr
 					var k *Kernel
 					if v != "without" {
-						if k, err = Load(Options{Instance: fmt.Sprintf("bench-%d", os.Getpid())}); err != nil {
+						if k, err = Load(optionsOf(fmt.Sprintf("bench-%d", os.Getpid()))); err != nil {
 							b.Fatal(err)
 						}
 						if v == "watching" {
@@ -238,7 +238,7 @@ func BenchmarkLatency(b *testing.B) {
 	if os.Geteuid() != 0 {
 		b.Skipf("SKIPPED (needs root): %s runs programs in the live kernel", b.Name())
 	}
-	k, err := Load(Options{Instance: fmt.Sprintf("bench-%d", os.Getpid())})
+	k, err := Load(optionsOf(fmt.Sprintf("bench-%d", os.Getpid())))
 	if err != nil {
 		b.Fatal(err)
 	}

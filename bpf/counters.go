@@ -8,8 +8,8 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// ErrorKind says where in the kernel a read failed, or memory was missing. Except for ErrorFD the event was
-// reported all the same, without what could not be read.
+// ErrorKind says where in the kernel a read failed, or memory was missing. Except where a kind says
+// otherwise the event was reported all the same, without what could not be read.
 type ErrorKind int
 
 // The kinds, with their place in ClassCounters.Errors.
@@ -20,12 +20,15 @@ const (
 	ErrorFD          ErrorKind = 3 // another thread closed the descriptor first: no event
 	ErrorUserAddress ErrorKind = 4 // an address in the caller's memory was not readable
 	ErrorStorage     ErrorKind = 5 // no memory to remember a connect's destination
-	NumErrors                  = 6
+	ErrorAsker       ErrorKind = 6 // a DNS message of a socket whose first question was not seen: no event
+	ErrorStream      ErrorKind = 7 // a DNS stream over TCP that cannot be followed: no events from then on
+	ErrorCgroup      ErrorKind = 8 // no room to tell of a new control group
+	NumErrors                  = 9
 )
 
 // String returns the kind as a metric label.
 func (e ErrorKind) String() string {
-	names := [NumErrors]string{"path", "args", "filename", "fd", "user_address", "storage"}
+	names := [NumErrors]string{"path", "args", "filename", "fd", "user_address", "storage", "asker", "stream", "cgroup"}
 	if e < 0 || e >= NumErrors {
 		return fmt.Sprintf("error(%d)", int(e))
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // LayoutVersion is the version of the records' layout. A record of another version is refused by [Decode].
-const LayoutVersion = 3
+const LayoutVersion = 4
 
 // Class says which kind of thing an event tells about. Its number is the index into the kernel's counters
 // and the ledger, and does not depend on which ring buffer carries the event.
@@ -23,7 +23,8 @@ const (
 	ClassFile    Class = 1
 	ClassNetwork Class = 2
 	ClassKernel  Class = 3
-	NumClasses         = 4
+	ClassDNS     Class = 4
+	NumClasses         = 5
 )
 
 // String returns the class's name as the rest of Picket writes it.
@@ -37,6 +38,8 @@ func (c Class) String() string {
 		return "network"
 	case ClassKernel:
 		return "kernel"
+	case ClassDNS:
+		return "dns"
 	}
 	return fmt.Sprintf("class(%d)", uint16(c))
 }
@@ -49,6 +52,7 @@ const (
 	ActionExec        Action = 1
 	ActionFork        Action = 2
 	ActionExit        Action = 3
+	ActionCgroup      Action = 4 // no event: see CgroupEvent
 	ActionOpen        Action = 16
 	ActionRename      Action = 17
 	ActionUnlink      Action = 18
@@ -72,15 +76,17 @@ const (
 	ActionSend        Action = 38
 	ActionClose       Action = 39
 	// ActionCall is every call of ClassKernel: its name says which (Event.Syscall).
-	ActionCall Action = 48
+	ActionCall     Action = 48
+	ActionQuery    Action = 64
+	ActionResponse Action = 65
 )
 
 var actionNames = map[Action]string{
-	ActionExec: "exec", ActionFork: "fork", ActionExit: "exit",
+	ActionExec: "exec", ActionFork: "fork", ActionExit: "exit", ActionCgroup: "cgroup",
 	ActionOpen: "open", ActionRename: "rename", ActionUnlink: "unlink", ActionRmdir: "rmdir", ActionMkdir: "mkdir",
 	ActionLink: "link", ActionSymlink: "symlink", ActionChmod: "chmod", ActionChown: "chown",
 	ActionMknod: "mknod", ActionTruncate: "truncate", ActionUtimes: "utimes", ActionSetxattr: "setxattr", ActionRemovexattr: "removexattr",
-	ActionConnect: "connect", ActionAccept: "accept", ActionDup: "dup", ActionSocket: "socket", ActionBind: "bind", ActionListen: "listen", ActionSend: "send", ActionClose: "close", ActionCall: "call",
+	ActionConnect: "connect", ActionAccept: "accept", ActionDup: "dup", ActionSocket: "socket", ActionBind: "bind", ActionListen: "listen", ActionSend: "send", ActionClose: "close", ActionCall: "call", ActionQuery: "query", ActionResponse: "response",
 }
 
 // String returns the action's name as the rest of Picket writes it.
@@ -147,7 +153,11 @@ const (
 	MaxArgs = 8192 // Args
 	MaxEnv  = 8192 // Env
 
-	maxUnixPath = 108 // ConnEvent.Path: sizeof(sockaddr_un.sun_path)
+	MaxDNS = 4096 // DNSEvent.Data
+
+	maxCgroupPath = 1024
+	maxMessages   = 8   // DNSFields.Messages: MAX_MESSAGES of dns.h
+	maxUnixPath   = 108 // ConnEvent.Path: sizeof(sockaddr_un.sun_path)
 )
 
 // NoID is the value of LoginUID and SessionID when they were never set.
@@ -164,10 +174,10 @@ type Header struct {
 	Action          Action
 	Flags           uint16 // HeaderKernelThread, HeaderCompat
 	CPU             uint32
-	Seq             uint64 // per (CPU, Class): from 1, without gaps
+	Seq             uint64 // per (CPU, Class): from 1, without gaps; 0: no event begins in this record
 	Time            uint64
 	StartTime       uint64 // of the acting process; with TGID it names a process for the life of the machine
-	CgroupID        uint64 // inode of the cgroup v2 directory
+	CgroupID        uint64 // inode of its directory, in the hierarchy that Options choose
 	TGID            uint32
 	TID             uint32
 	NSPID           uint32 // process id in its own pid namespace
@@ -401,18 +411,67 @@ type CallEvent struct {
 	Target     []byte
 }
 
+// CgroupFields is the fixed part of the news of a control group.
+type CgroupFields struct {
+	_       structs.HostLayout
+	Pad     uint32
+	PathLen uint32
+}
+
+// CgroupEvent tells of a control group that was made, before any process can be in it. It is no event: it has no
+// number and is not counted. Header.CgroupID is the new group; Path aliases the sample it was decoded from.
+type CgroupEvent struct {
+	CgroupFields
+	Path []byte // from the hierarchy's root
+}
+
+// DNSFields is the fixed part of what a socket sent to port 53 or received from there.
+type DNSFields struct {
+	_          structs.HostLayout
+	Socket     uint64 // the kernel's cookie: never the same again
+	Sequence   uint32 // TCP: sequence number of the first byte
+	Begun      uint32 // TCP: bytes at the beginning of a message that began in an earlier segment
+	Messages   uint32 // that end in it: so many events, numbered from Header.Seq; UDP: 1
+	Total      uint32 // true length of the data, bytes
+	Family     uint16 // unix.AF_INET, unix.AF_INET6
+	Protocol   uint16 // unix.IPPROTO_TCP, unix.IPPROTO_UDP
+	SourcePort uint16
+	DestPort   uint16
+	SourceAddr [16]byte // IPv4: the first four bytes
+	DestAddr   [16]byte
+	Pad        uint32
+	DataLen    uint32
+}
+
+// DNSEvent tells of a DNS message over UDP, or of a segment of a TCP stream of them, in which each message has its
+// length, two bytes, in front. The header is the process that asked. Data aliases the sample it was decoded from.
+type DNSEvent struct {
+	DNSFields
+	Data []byte // cut after MaxDNS bytes
+}
+
 // Local returns the local address and port; a v4-mapped IPv6 address is returned as IPv4.
 func (c *ConnEvent) Local() netip.AddrPort {
-	return netip.AddrPortFrom(c.addr(&c.LocalAddr), c.LocalPort)
+	return netip.AddrPortFrom(address(c.Family, &c.LocalAddr), c.LocalPort)
 }
 
 // Remote returns the remote address and port; a v4-mapped IPv6 address is returned as IPv4.
 func (c *ConnEvent) Remote() netip.AddrPort {
-	return netip.AddrPortFrom(c.addr(&c.RemoteAddr), c.RemotePort)
+	return netip.AddrPortFrom(address(c.Family, &c.RemoteAddr), c.RemotePort)
 }
 
-func (c *ConnEvent) addr(a *[16]byte) netip.Addr {
-	if c.Family == afINet {
+// Source returns the sender's address and port; a v4-mapped IPv6 address is returned as IPv4.
+func (d *DNSEvent) Source() netip.AddrPort {
+	return netip.AddrPortFrom(address(d.Family, &d.SourceAddr), d.SourcePort)
+}
+
+// Dest returns the receiver's address and port; a v4-mapped IPv6 address is returned as IPv4.
+func (d *DNSEvent) Dest() netip.AddrPort {
+	return netip.AddrPortFrom(address(d.Family, &d.DestAddr), d.DestPort)
+}
+
+func address(family uint16, a *[16]byte) netip.Addr {
+	if family == afINet {
 		return netip.AddrFrom4([4]byte(a[:4]))
 	}
 	return netip.AddrFrom16(*a).Unmap()
@@ -431,8 +490,21 @@ type Event struct {
 	Path   PathEvent
 	Conn   ConnEvent
 	Call   CallEvent
+	Cgroup CgroupEvent
+	DNS    DNSEvent
 
 	record ringbuf.Record // what Reader.Read decoded it from
+}
+
+// Count returns how many events the record has: each has a number, from Header.Seq on.
+func (e *Event) Count() uint64 {
+	switch e.Header.Action {
+	case ActionCgroup:
+		return 0
+	case ActionQuery, ActionResponse:
+		return uint64(e.DNS.Messages)
+	}
+	return 1
 }
 
 // ErrBadRecord is what every error of [Decode] is (errors.Is).
@@ -450,7 +522,9 @@ func Decode(sample []byte, ev *Event) error {
 	if h.Version != LayoutVersion {
 		return fmt.Errorf("%w: layout version %d, this program reads %d", ErrBadRecord, h.Version, LayoutVersion)
 	}
-	if uint64(h.Size) != uint64(len(sample)) {
+	if dns := h.Class == ClassDNS; dns && uint64(h.Size) <= uint64(len(sample)) && uint64(h.Size) >= uint64(len(sample)-len(rest)) {
+		rest = rest[:uint64(h.Size)-uint64(len(sample)-len(rest))] // its place was reserved for the longest
+	} else if uint64(h.Size) != uint64(len(sample)) {
 		return fmt.Errorf("%w: it says %d bytes and has %d", ErrBadRecord, h.Size, len(sample))
 	}
 	var class Class
@@ -467,6 +541,14 @@ func Decode(sample []byte, ev *Event) error {
 	case ActionExit:
 		class = ClassProcess
 		rest, ok = take(rest, &ev.Exit)
+	case ActionCgroup:
+		class = ClassProcess
+		rest, ok = take(rest, &ev.Cgroup.CgroupFields)
+		ok = ok && cut(&rest, ev.Cgroup.PathLen, maxCgroupPath, &ev.Cgroup.Path)
+	case ActionQuery, ActionResponse:
+		class = ClassDNS
+		rest, ok = take(rest, &ev.DNS.DNSFields)
+		ok = ok && ev.DNS.Messages <= maxMessages && cut(&rest, ev.DNS.DataLen, MaxDNS, &ev.DNS.Data)
 	case ActionOpen:
 		class = ClassFile
 		rest, ok = take(rest, &ev.Open.OpenFields)
@@ -503,7 +585,7 @@ func Decode(sample []byte, ev *Event) error {
 // fixed are the structs that are copied from a record byte for byte: numbers and byte arrays only, laid out
 // as in lib/event.h (layout_test.go holds both to that).
 type fixed interface {
-	Header | ExecFields | ForkEvent | ExitEvent | OpenFields | PathFields | ConnFields | CallFields
+	Header | ExecFields | ForkEvent | ExitEvent | OpenFields | PathFields | ConnFields | CallFields | CgroupFields | DNSFields
 }
 
 // take copies the beginning of b into *dst and returns what follows it; false when b is too short.

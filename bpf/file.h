@@ -132,7 +132,7 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 	if (!(access & (OPEN_WRITE | OPEN_CREATED | OPEN_WATCHED)))
 		return 0;
 
-	if (crowded_out(&file_ring, CLASS_FILE, c))
+	if (crowded_out(&file_ring, CLASS_FILE, c, cgroup_of(task), 1))
 		return 0;
 	e = &s->event;
 	fill_header(&e->h, task);

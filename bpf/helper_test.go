@@ -73,6 +73,9 @@ var instances struct {
 	n int
 }
 
+// optionsOf are those of an instance that sees all there is to see.
+func optionsOf(instance string) Options { return Options{Instance: instance, Cgroup2: cgroup2()} }
+
 // options are those of an instance of this test alone.
 func options(t *testing.T) Options {
 	t.Helper()
@@ -80,7 +83,7 @@ func options(t *testing.T) Options {
 	instances.Lock()
 	defer instances.Unlock()
 	instances.n++
-	return Options{Instance: fmt.Sprintf("test-%d-%d", os.Getpid(), instances.n)}
+	return optionsOf(fmt.Sprintf("test-%d-%d", os.Getpid(), instances.n))
 }
 
 // mustLoad loads an instance and removes it at the end of the test.
@@ -390,16 +393,24 @@ func output(t *testing.T, cmd *exec.Cmd, v any) uint32 {
 // cgroupRoot is where cgroup v2 is mounted.
 func cgroupRoot(t *testing.T) string {
 	t.Helper()
+	root := cgroup2()
+	if root == "" {
+		t.Fatal("cgroup v2 is mounted nowhere")
+	}
+	return root
+}
+
+// cgroup2 is where cgroup v2 is mounted; empty: nowhere.
+func cgroup2() string {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
-		t.Fatal(err)
+		return ""
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); f[2] == "cgroup2" {
+		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup2" {
 			return f[1]
 		}
 	}
-	t.Fatal("cgroup v2 is mounted nowhere")
 	return ""
 }
 

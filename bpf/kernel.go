@@ -30,8 +30,15 @@ type Options struct {
 	// Sizes of the ring buffers in bytes, each a power of two from 4 KiB to 1 GiB. They are kernel memory,
 	// and count as the sensor's twice as far as it has touched them, because it maps them twice in a row.
 	// Defaults: 4 MiB (about 6,000 execs), 8 MiB (about 30,000 opens), 2 MiB (about 9,000 connections),
-	// 1 MiB (about 2,500 calls of class kernel).
-	ProcessRing, FileRing, NetworkRing, KernelRing int
+	// 1 MiB (about 2,500 calls of class kernel), 1 MiB (about 1,300 DNS messages).
+	ProcessRing, FileRing, NetworkRing, KernelRing, DNSRing int
+	// Cgroup2 is where the root of cgroup2 is mounted: DNS messages are taken there, of all processes. Empty: they
+	// are not taken.
+	Cgroup2 string
+	// Controller and Hierarchy name the hierarchy of cgroup version 1 whose groups name containers, as
+	// /proc/cgroups has them: "memory" and its number. Empty: cgroup2 does.
+	Controller string
+	Hierarchy  int
 }
 
 var instanceName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
@@ -55,6 +62,7 @@ func (o *Options) complete() error {
 		{"file", &o.FileRing, 8 << 20},
 		{"network", &o.NetworkRing, 2 << 20},
 		{"kernel", &o.KernelRing, 1 << 20},
+		{"dns", &o.DNSRing, 1 << 20},
 	} {
 		if *r.size == 0 {
 			*r.size = r.def
@@ -75,15 +83,21 @@ const (
 )
 
 // rings has each class's ring.
-var rings = [NumClasses]string{objectMapProcessRing, objectMapFileRing, objectMapNetworkRing, objectMapKernelRing}
+var rings = [NumClasses]string{objectMapProcessRing, objectMapFileRing, objectMapNetworkRing, objectMapKernelRing, objectMapDnsRing}
 
 // pinned are all maps a later sensor needs; the programs keep the others alive themselves.
 var pinned = []string{mapConfig, mapCounters, mapLedger, mapWatches, objectMapShares,
-	objectMapProcessRing, objectMapFileRing, objectMapNetworkRing, objectMapKernelRing}
+	objectMapProcessRing, objectMapFileRing, objectMapNetworkRing, objectMapKernelRing, objectMapDnsRing}
 
 // programs are those that run on their own, where the kernel has what they attach to.
 var programs = []string{objectProgPicketExec, objectProgPicketFork, objectProgPicketExit,
-	objectProgPicketSysExit, objectProgPicketAttempt, objectProgPicketSignal, objectProgPicketUring}
+	objectProgPicketSysExit, objectProgPicketAttempt, objectProgPicketSignal, objectProgPicketUring, objectProgPicketCgroup, objectProgPicketDnsOut, objectProgPicketDnsIn}
+
+// dnsPrograms are attached to the root of cgroup2, the others to tracepoints.
+var dnsPrograms = map[string]ebpf.AttachType{
+	objectProgPicketDnsOut: ebpf.AttachCGroupInetEgress,
+	objectProgPicketDnsIn:  ebpf.AttachCGroupInetIngress,
+}
 
 // errClosed is what methods return after Close.
 var errClosed = fmt.Errorf("the kernel part is closed: %w", os.ErrClosed)
@@ -164,7 +178,10 @@ func load(o Options, probe func(*btf.Spec) (offers, error)) (_ *Kernel, err erro
 	if k.offers, err = probe(types); err != nil {
 		return nil, err
 	}
-	spec, err := newSpec(o, cpus, k.offers)
+	if err := k.offers.dnsAt(o.Cgroup2); err != nil {
+		return nil, err
+	}
+	spec, err := newSpec(o, cpus, k.offers, types)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +201,7 @@ func load(o Options, probe func(*btf.Spec) (offers, error)) (_ *Kernel, err erro
 				return nil, err
 			}
 		}
-		if err := k.create(spec, types); err != nil {
+		if err := k.create(spec, types, o.Cgroup2); err != nil {
 			return nil, err
 		}
 		if err := k.open(); err != nil {
@@ -201,19 +218,32 @@ func load(o Options, probe func(*btf.Spec) (offers, error)) (_ *Kernel, err erro
 }
 
 // newSpec returns the object with everything set that depends on machine and options.
-func newSpec(o Options, cpus int, offers offers) (*ebpf.CollectionSpec, error) {
+func newSpec(o Options, cpus int, offers offers, types *btf.Spec) (*ebpf.CollectionSpec, error) {
 	spec, err := loadObject()
 	if err != nil {
 		return nil, fmt.Errorf("reading the compiled programs: %w", err)
 	}
-	for class, size := range [NumClasses]int{o.ProcessRing, o.FileRing, o.NetworkRing, o.KernelRing} {
+	for class, size := range [NumClasses]int{o.ProcessRing, o.FileRing, o.NetworkRing, o.KernelRing, o.DNSRing} {
 		spec.Maps[rings[class]].MaxEntries = uint32(size)
 	}
 	spec.Maps[mapCounters].MaxEntries = uint32(cpus * NumClasses)
 	spec.Maps[mapLedger].MaxEntries = uint32(cpus * NumClasses)
+	controller := uint32(0)
+	if o.Controller != "" {
+		if controller, err = controllerIndex(types, o.Controller); err != nil {
+			return nil, err
+		}
+	}
 	if err := errors.Join(spec.Variables[objectVarExitTellsLast].Set(offers.exitTellsLast),
-		spec.Variables[objectVarUringGivesResult].Set(offers.uringGivesResult)); err != nil {
+		spec.Variables[objectVarUringGivesResult].Set(offers.uringGivesResult),
+		spec.Variables[objectVarDns].Set(offers.dns),
+		spec.Variables[objectVarCgroupHierarchy].Set(int32(o.Hierarchy)),
+		spec.Variables[objectVarCgroupController].Set(controller)); err != nil {
 		return nil, fmt.Errorf("preparing the compiled programs: %w", err)
+	}
+	if !offers.dns {
+		delete(spec.Programs, objectProgPicketDnsOut)
+		delete(spec.Programs, objectProgPicketDnsIn)
 	}
 	if !offers.uring {
 		delete(spec.Programs, objectProgPicketUring)
@@ -225,12 +255,12 @@ func newSpec(o Options, cpus int, offers offers) (*ebpf.CollectionSpec, error) {
 func identity(o Options, cpus int, offers offers) string {
 	h := sha256.New()
 	h.Write(_ObjectBytes)
-	fmt.Fprintln(h, LayoutVersion, o.ProcessRing, o.FileRing, o.NetworkRing, o.KernelRing, cpus, offers)
+	fmt.Fprintln(h, LayoutVersion, o.ProcessRing, o.FileRing, o.NetworkRing, o.KernelRing, o.DNSRing, o.Cgroup2, o.Controller, o.Hierarchy, cpus, offers)
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // create loads the object into the kernel, attaches and pins everything.
-func (k *Kernel) create(spec *ebpf.CollectionSpec, types *btf.Spec) (err error) {
+func (k *Kernel) create(spec *ebpf.CollectionSpec, types *btf.Spec, cgroup2 string) (err error) {
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		Programs: ebpf.ProgramOptions{KernelTypes: types},
 	})
@@ -259,7 +289,7 @@ func (k *Kernel) create(spec *ebpf.CollectionSpec, types *btf.Spec) (err error) 
 		}
 	}
 	for _, name := range k.attached() {
-		l, err := link.AttachTracing(link.TracingOptions{Program: coll.Programs[name]})
+		l, err := attach(name, coll.Programs[name], cgroup2)
 		if err != nil {
 			return fmt.Errorf("attaching program %s: %w", name, err)
 		}
@@ -274,6 +304,13 @@ func (k *Kernel) create(spec *ebpf.CollectionSpec, types *btf.Spec) (err error) 
 		return fmt.Errorf("pinning: %w", err)
 	}
 	return nil
+}
+
+func attach(name string, prog *ebpf.Program, cgroup2 string) (link.Link, error) {
+	if at, ok := dnsPrograms[name]; ok {
+		return link.AttachCgroup(link.CgroupOptions{Path: cgroup2, Attach: at, Program: prog})
+	}
+	return link.AttachTracing(link.TracingOptions{Program: prog})
 }
 
 // open opens all pins of the run.
@@ -406,16 +443,21 @@ func (k *Kernel) Abandoned() Abandoned { return k.abandoned }
 // attached are the programs that run on their own on this kernel.
 func (k *Kernel) attached() []string {
 	return slices.DeleteFunc(slices.Clone(programs), func(name string) bool {
-		return name == objectProgPicketUring && !k.offers.uring
+		_, dns := dnsPrograms[name]
+		return name == objectProgPicketUring && !k.offers.uring || dns && !k.offers.dns
 	})
 }
 
 // Unseen says, a sentence each, what cannot be seen on this kernel because it lacks what would show it.
 func (k *Kernel) Unseen() []string {
-	if k.offers.uring {
-		return nil
+	var unseen []string
+	if !k.offers.uring {
+		unseen = append(unseen, "opens, connects and accepts through io_uring: the kernel has no tracepoint io_uring_complete")
 	}
-	return []string{"opens, connects and accepts through io_uring: the kernel has no tracepoint io_uring_complete"}
+	if !k.offers.dns {
+		unseen = append(unseen, "DNS: "+k.offers.noDNS)
+	}
+	return unseen
 }
 
 // Counters returns what the kernel has counted, an entry per CPU and class, ordered by both. They go on

@@ -46,6 +46,7 @@ func init() {
 
 func storm(n int, dir string) error {
 	to := &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}}
+	server := &unix.SockaddrInet4{Port: 53, Addr: [4]byte{127, 0, 0, 1}} // nobody answers there
 	for range n {
 		fd, err := unix.Open(dir+"/file", unix.O_CREAT|unix.O_WRONLY, 0o600)
 		if err != nil {
@@ -56,6 +57,9 @@ func storm(n int, dir string) error {
 			return err
 		}
 		if err := unix.Connect(fd, to); err != nil {
+			return err
+		}
+		if err := unix.Sendto(fd, []byte("a question"), 0, server); err != nil && err != unix.ECONNREFUSED {
 			return err
 		}
 		unix.Close(fd)
@@ -98,7 +102,9 @@ func drain(t *testing.T, k *Kernel) map[cell][]uint64 {
 			if c.Class != r.Class() {
 				t.Fatalf("an event of class %s in the ring of %s", c.Class, r.Class())
 			}
-			seqs[c] = append(seqs[c], ev.Header.Seq)
+			if ev.Count() > 0 { // not the news of a control group
+				seqs[c] = append(seqs[c], ev.Header.Seq)
+			}
 		}
 		r.SetDeadline(time.Time{})
 		if n := r.Available(); n != 0 {
@@ -122,7 +128,7 @@ func counting(t *testing.T, c cell, seqs []uint64, from uint64) {
 // TestOverflow: rings that are too small and that nobody reads.
 func TestOverflow(t *testing.T) {
 	o := options(t)
-	o.ProcessRing, o.FileRing, o.NetworkRing, o.KernelRing = 64<<10, 16<<10, 4<<10, 4<<10
+	o.ProcessRing, o.FileRing, o.NetworkRing, o.KernelRing, o.DNSRing = 64<<10, 16<<10, 4<<10, 4<<10, 4<<10
 	k := mustLoad(t, o)
 	run(t, helper(t, "storm", "500"))
 	if err := k.Detach(); err != nil {
@@ -172,7 +178,7 @@ func TestStorm(t *testing.T) {
 	}
 	c.finish(t)
 	seqs := map[cell][]uint64{}
-	for _, ev := range c.all(func(*Event) bool { return true }) {
+	for _, ev := range c.all(func(ev *Event) bool { return ev.Count() > 0 }) {
 		seqs[cell{ev.Header.CPU, ev.Header.Class}] = append(seqs[cell{ev.Header.CPU, ev.Header.Class}], ev.Header.Seq)
 	}
 	counters, err := c.k.Counters()
@@ -199,6 +205,9 @@ func TestStorm(t *testing.T) {
 	if k := sums[ClassKernel]; k.Seen < 2000 {
 		t.Errorf("kernel: %d seen", k.Seen)
 	}
+	if d := sums[ClassDNS]; d.Seen < 2000 {
+		t.Errorf("dns: %d seen", d.Seen)
+	}
 	for class, s := range sums {
 		if s.Errors != [NumErrors]uint64{} {
 			t.Errorf("%s: errors %v", Class(class), s.Errors)
@@ -215,7 +224,7 @@ func init() {
 	// doomed INSTANCE: a sensor that notes the first 300 events of each class as handed on, takes 57 more
 	// from each ring, says so, and does nothing more.
 	helpers["doomed"] = func(args []string) error {
-		k, err := Load(Options{Instance: args[0]})
+		k, err := Load(optionsOf(args[0]))
 		if err != nil {
 			return err
 		}
@@ -223,9 +232,13 @@ func init() {
 		h := holdings{Noted: map[string]int{}, Unnoted: map[string]int{}}
 		var ev Event
 		for _, r := range k.Readers() {
-			for i := range 357 {
+			for i := 0; i < 357; i++ {
 				if err := r.Read(&ev); err != nil {
 					return err
+				}
+				if ev.Count() == 0 {
+					i--
+					continue
 				}
 				key := fmt.Sprint(ev.Header.CPU, ev.Header.Class)
 				if i < 300 {
@@ -309,7 +322,7 @@ func TestTakeover(t *testing.T) {
 	}
 
 	read := map[cell][]uint64{}
-	for _, ev := range c.all(func(*Event) bool { return true }) {
+	for _, ev := range c.all(func(ev *Event) bool { return ev.Count() > 0 }) {
 		read[cell{ev.Header.CPU, ev.Header.Class}] = append(read[cell{ev.Header.CPU, ev.Header.Class}], ev.Header.Seq)
 	}
 	for _, n := range counters {
@@ -390,7 +403,7 @@ func TestTakeoverAgain(t *testing.T) {
 func init() {
 	// hasty INSTANCE: a sensor that notes every event at once.
 	helpers["hasty"] = func(args []string) error {
-		k, err := Load(Options{Instance: args[0]})
+		k, err := Load(optionsOf(args[0]))
 		if err != nil {
 			return err
 		}
@@ -399,7 +412,7 @@ func init() {
 			wg.Go(func() {
 				var ev Event
 				for r.Read(&ev) == nil {
-					k.Ledger().Add(ev.Header.CPU, ev.Header.Class, 1)
+					k.Ledger().Add(ev.Header.CPU, ev.Header.Class, ev.Count())
 				}
 			})
 		}
@@ -692,7 +705,7 @@ func TestOptions(t *testing.T) {
 		}
 	}
 	o := Options{}
-	if err := o.complete(); err != nil || o != (Options{"default", "/sys/fs/bpf", 4 << 20, 8 << 20, 2 << 20, 1 << 20}) {
+	if err := o.complete(); err != nil || o != (Options{Instance: "default", BPFFS: "/sys/fs/bpf", ProcessRing: 4 << 20, FileRing: 8 << 20, NetworkRing: 2 << 20, KernelRing: 1 << 20, DNSRing: 1 << 20}) {
 		t.Errorf("defaults: %+v, %v", o, err)
 	}
 }

@@ -34,6 +34,8 @@ func TestLayout(t *testing.T) {
 			{"path_event", reflect.TypeFor[PathFields](), headerSize},
 			{"conn_event", reflect.TypeFor[ConnFields](), headerSize},
 			{"call_event", reflect.TypeFor[CallFields](), headerSize},
+			{"cgroup_event", reflect.TypeFor[CgroupFields](), headerSize},
+			{"dns_event", reflect.TypeFor[DNSFields](), headerSize},
 			{"watch_key", reflect.TypeFor[watchKey](), 0},
 		} {
 			var c *btf.Struct
@@ -144,15 +146,15 @@ func TestMapLayout(t *testing.T) {
 // TestEnums compares the numbers C and Go give to the same thing.
 func TestEnums(t *testing.T) {
 	want := map[string]map[string]uint64{
-		"event_class":  {"CLASS_PROCESS": uint64(ClassProcess), "CLASS_FILE": uint64(ClassFile), "CLASS_NETWORK": uint64(ClassNetwork), "CLASS_KERNEL": uint64(ClassKernel), "NUM_CLASSES": NumClasses},
+		"event_class":  {"CLASS_PROCESS": uint64(ClassProcess), "CLASS_FILE": uint64(ClassFile), "CLASS_NETWORK": uint64(ClassNetwork), "CLASS_KERNEL": uint64(ClassKernel), "CLASS_DNS": uint64(ClassDNS), "NUM_CLASSES": NumClasses},
 		"event_action": {},
 		"header_flag":  {"HEADER_KERNEL_THREAD": uint64(HeaderKernelThread), "HEADER_COMPAT": uint64(HeaderCompat), "HEADER_IO_URING": uint64(HeaderIOURing)},
 		"path_flag":    {"PATH_TRUNCATED": uint64(PathTruncated), "PATH_OUTSIDE": uint64(PathOutside), "PATH_DELETED": uint64(PathDeleted), "PATH_FAULT": uint64(PathFault), "PATH_USER": uint64(PathUser)},
 		"exec_flag":    {"EXEC_ARGS_TRUNCATED": uint64(ExecArgsTruncated), "EXEC_ARGS_FAULT": uint64(ExecArgsFault), "EXEC_FILENAME_TRUNCATED": uint64(ExecFilenameTruncated), "EXEC_MEMFD": uint64(ExecMemfd), "EXEC_UPPER": uint64(ExecUpper), "EXEC_SCRIPT": uint64(ExecScript), "EXEC_SECURE": uint64(ExecSecure), "EXEC_FD": uint64(ExecFD), "EXEC_ENV_TRUNCATED": uint64(ExecEnvTruncated), "EXEC_ENV_FAULT": uint64(ExecEnvFault)},
 		"open_access":  {"OPEN_READ": uint64(OpenRead), "OPEN_WRITE": uint64(OpenWrite), "OPEN_CREATED": uint64(OpenCreated), "OPEN_WATCHED": uint64(OpenWatched)},
 		"conn_flag":    {"CONN_REMOTE_FROM_USER": uint64(ConnRemoteFromUser), "CONN_LOCAL_FROM_USER": uint64(ConnLocalFromUser), "CONN_ACCEPTED": uint64(ConnAccepted)},
-		"error_kind":   {"ERROR_PATH": uint64(ErrorPath), "ERROR_ARGS": uint64(ErrorArgs), "ERROR_FILENAME": uint64(ErrorFilename), "ERROR_FD": uint64(ErrorFD), "ERROR_USER_ADDRESS": uint64(ErrorUserAddress), "ERROR_STORAGE": uint64(ErrorStorage), "NUM_ERRORS": counterWords - counterErrors},
-		"layout":       {"LAYOUT_VERSION": LayoutVersion, "MAX_PATH": MaxPath, "MAX_ARGS": MaxArgs, "MAX_ENV": MaxEnv, "WATCH_BYTES": watchBytes},
+		"error_kind":   {"ERROR_PATH": uint64(ErrorPath), "ERROR_ARGS": uint64(ErrorArgs), "ERROR_FILENAME": uint64(ErrorFilename), "ERROR_FD": uint64(ErrorFD), "ERROR_USER_ADDRESS": uint64(ErrorUserAddress), "ERROR_STORAGE": uint64(ErrorStorage), "ERROR_ASKER": uint64(ErrorAsker), "ERROR_STREAM": uint64(ErrorStream), "ERROR_CGROUP": uint64(ErrorCgroup), "NUM_ERRORS": counterWords - counterErrors},
+		"layout":       {"LAYOUT_VERSION": LayoutVersion, "MAX_PATH": MaxPath, "MAX_ARGS": MaxArgs, "MAX_ENV": MaxEnv, "MAX_DNS": MaxDNS, "WATCH_BYTES": watchBytes},
 	}
 	for a, name := range actionNames {
 		want["event_action"]["ACTION_"+strings.ToUpper(name)] = uint64(a)

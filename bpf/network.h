@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "dns.h"
 #include "lib/maps.h"
 #include "lib/syscall.h"
 #include "lib/task.h"
@@ -110,6 +111,8 @@ int picket_attempt(__u64 *ctx)
 	if ((int)ctx[2] != TCP_SYN_SENT)
 		return 0;
 	task = bpf_get_current_task_btf();
+	if (dns && sk->__sk_common.skc_dport == bpf_htons(DNS_PORT))
+		set_asker(bpf_get_socket_cookie(sk), task);
 	a = bpf_task_storage_get(&attempts, task, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!a) {
 		c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
@@ -262,7 +265,7 @@ static __always_inline void emit_conn(struct conn_scratch *s, struct task_struct
 	struct bpf_dynptr record;
 	__u64 seq;
 
-	if (crowded_out(&network_ring, CLASS_NETWORK, c))
+	if (crowded_out(&network_ring, CLASS_NETWORK, c, cgroup_of(task), 1))
 		return;
 	fill_header(&from->h, task);
 	from->h.class = CLASS_NETWORK;

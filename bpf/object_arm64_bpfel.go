@@ -16,11 +16,14 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	objectMapAskers           = "askers"
 	objectMapAttempts         = "attempts"
 	objectMapCallScratch      = "call_scratch"
+	objectMapCgroupScratch    = "cgroup_scratch"
 	objectMapConnScratch      = "conn_scratch"
 	objectMapConnections      = "connections"
 	objectMapCounters         = "counters"
+	objectMapDnsRing          = "dns_ring"
 	objectMapExecScratch      = "exec_scratch"
 	objectMapExited           = "exited"
 	objectMapFileRing         = "file_ring"
@@ -35,6 +38,9 @@ const (
 	objectMapThisCall         = "this_call"
 	objectMapWatches          = "watches"
 	objectProgPicketAttempt   = "picket_attempt"
+	objectProgPicketCgroup    = "picket_cgroup"
+	objectProgPicketDnsIn     = "picket_dns_in"
+	objectProgPicketDnsOut    = "picket_dns_out"
 	objectProgPicketExec      = "picket_exec"
 	objectProgPicketExit      = "picket_exit"
 	objectProgPicketFork      = "picket_fork"
@@ -43,7 +49,10 @@ const (
 	objectProgPicketSysExit   = "picket_sys_exit"
 	objectProgPicketUring     = "picket_uring"
 	objectVarCalls            = "calls"
+	objectVarCgroupController = "cgroup_controller"
+	objectVarCgroupHierarchy  = "cgroup_hierarchy"
 	objectVarConfig           = "config"
+	objectVarDns              = "dns"
 	objectVarExitTellsLast    = "exit_tells_last"
 	objectVarLayouts          = "layouts"
 	objectVarRecipes          = "recipes"
@@ -94,6 +103,9 @@ type objectSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectProgramSpecs struct {
 	PicketAttempt *ebpf.ProgramSpec `ebpf:"picket_attempt"`
+	PicketCgroup  *ebpf.ProgramSpec `ebpf:"picket_cgroup"`
+	PicketDnsIn   *ebpf.ProgramSpec `ebpf:"picket_dns_in"`
+	PicketDnsOut  *ebpf.ProgramSpec `ebpf:"picket_dns_out"`
 	PicketExec    *ebpf.ProgramSpec `ebpf:"picket_exec"`
 	PicketExit    *ebpf.ProgramSpec `ebpf:"picket_exit"`
 	PicketFork    *ebpf.ProgramSpec `ebpf:"picket_fork"`
@@ -107,24 +119,27 @@ type objectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectMapSpecs struct {
-	Attempts    *ebpf.MapSpec `ebpf:"attempts"`
-	CallScratch *ebpf.MapSpec `ebpf:"call_scratch"`
-	ConnScratch *ebpf.MapSpec `ebpf:"conn_scratch"`
-	Connections *ebpf.MapSpec `ebpf:"connections"`
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	ExecScratch *ebpf.MapSpec `ebpf:"exec_scratch"`
-	Exited      *ebpf.MapSpec `ebpf:"exited"`
-	FileRing    *ebpf.MapSpec `ebpf:"file_ring"`
-	FileScratch *ebpf.MapSpec `ebpf:"file_scratch"`
-	Flows       *ebpf.MapSpec `ebpf:"flows"`
-	KernelRing  *ebpf.MapSpec `ebpf:"kernel_ring"`
-	Ledger      *ebpf.MapSpec `ebpf:"ledger"`
-	NetworkRing *ebpf.MapSpec `ebpf:"network_ring"`
-	PathScratch *ebpf.MapSpec `ebpf:"path_scratch"`
-	ProcessRing *ebpf.MapSpec `ebpf:"process_ring"`
-	Shares      *ebpf.MapSpec `ebpf:"shares"`
-	ThisCall    *ebpf.MapSpec `ebpf:"this_call"`
-	Watches     *ebpf.MapSpec `ebpf:"watches"`
+	Askers        *ebpf.MapSpec `ebpf:"askers"`
+	Attempts      *ebpf.MapSpec `ebpf:"attempts"`
+	CallScratch   *ebpf.MapSpec `ebpf:"call_scratch"`
+	CgroupScratch *ebpf.MapSpec `ebpf:"cgroup_scratch"`
+	ConnScratch   *ebpf.MapSpec `ebpf:"conn_scratch"`
+	Connections   *ebpf.MapSpec `ebpf:"connections"`
+	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	DnsRing       *ebpf.MapSpec `ebpf:"dns_ring"`
+	ExecScratch   *ebpf.MapSpec `ebpf:"exec_scratch"`
+	Exited        *ebpf.MapSpec `ebpf:"exited"`
+	FileRing      *ebpf.MapSpec `ebpf:"file_ring"`
+	FileScratch   *ebpf.MapSpec `ebpf:"file_scratch"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
+	KernelRing    *ebpf.MapSpec `ebpf:"kernel_ring"`
+	Ledger        *ebpf.MapSpec `ebpf:"ledger"`
+	NetworkRing   *ebpf.MapSpec `ebpf:"network_ring"`
+	PathScratch   *ebpf.MapSpec `ebpf:"path_scratch"`
+	ProcessRing   *ebpf.MapSpec `ebpf:"process_ring"`
+	Shares        *ebpf.MapSpec `ebpf:"shares"`
+	ThisCall      *ebpf.MapSpec `ebpf:"this_call"`
+	Watches       *ebpf.MapSpec `ebpf:"watches"`
 }
 
 // objectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -132,7 +147,10 @@ type objectMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectVariableSpecs struct {
 	Calls            *ebpf.VariableSpec `ebpf:"calls"`
+	CgroupController *ebpf.VariableSpec `ebpf:"cgroup_controller"`
+	CgroupHierarchy  *ebpf.VariableSpec `ebpf:"cgroup_hierarchy"`
 	Config           *ebpf.VariableSpec `ebpf:"config"`
+	Dns              *ebpf.VariableSpec `ebpf:"dns"`
 	ExitTellsLast    *ebpf.VariableSpec `ebpf:"exit_tells_last"`
 	Layouts          *ebpf.VariableSpec `ebpf:"layouts"`
 	Recipes          *ebpf.VariableSpec `ebpf:"recipes"`
@@ -160,33 +178,39 @@ func (o *objectObjects) Close() error {
 //
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectMaps struct {
-	Attempts    *ebpf.Map `ebpf:"attempts"`
-	CallScratch *ebpf.Map `ebpf:"call_scratch"`
-	ConnScratch *ebpf.Map `ebpf:"conn_scratch"`
-	Connections *ebpf.Map `ebpf:"connections"`
-	Counters    *ebpf.Map `ebpf:"counters"`
-	ExecScratch *ebpf.Map `ebpf:"exec_scratch"`
-	Exited      *ebpf.Map `ebpf:"exited"`
-	FileRing    *ebpf.Map `ebpf:"file_ring"`
-	FileScratch *ebpf.Map `ebpf:"file_scratch"`
-	Flows       *ebpf.Map `ebpf:"flows"`
-	KernelRing  *ebpf.Map `ebpf:"kernel_ring"`
-	Ledger      *ebpf.Map `ebpf:"ledger"`
-	NetworkRing *ebpf.Map `ebpf:"network_ring"`
-	PathScratch *ebpf.Map `ebpf:"path_scratch"`
-	ProcessRing *ebpf.Map `ebpf:"process_ring"`
-	Shares      *ebpf.Map `ebpf:"shares"`
-	ThisCall    *ebpf.Map `ebpf:"this_call"`
-	Watches     *ebpf.Map `ebpf:"watches"`
+	Askers        *ebpf.Map `ebpf:"askers"`
+	Attempts      *ebpf.Map `ebpf:"attempts"`
+	CallScratch   *ebpf.Map `ebpf:"call_scratch"`
+	CgroupScratch *ebpf.Map `ebpf:"cgroup_scratch"`
+	ConnScratch   *ebpf.Map `ebpf:"conn_scratch"`
+	Connections   *ebpf.Map `ebpf:"connections"`
+	Counters      *ebpf.Map `ebpf:"counters"`
+	DnsRing       *ebpf.Map `ebpf:"dns_ring"`
+	ExecScratch   *ebpf.Map `ebpf:"exec_scratch"`
+	Exited        *ebpf.Map `ebpf:"exited"`
+	FileRing      *ebpf.Map `ebpf:"file_ring"`
+	FileScratch   *ebpf.Map `ebpf:"file_scratch"`
+	Flows         *ebpf.Map `ebpf:"flows"`
+	KernelRing    *ebpf.Map `ebpf:"kernel_ring"`
+	Ledger        *ebpf.Map `ebpf:"ledger"`
+	NetworkRing   *ebpf.Map `ebpf:"network_ring"`
+	PathScratch   *ebpf.Map `ebpf:"path_scratch"`
+	ProcessRing   *ebpf.Map `ebpf:"process_ring"`
+	Shares        *ebpf.Map `ebpf:"shares"`
+	ThisCall      *ebpf.Map `ebpf:"this_call"`
+	Watches       *ebpf.Map `ebpf:"watches"`
 }
 
 func (m *objectMaps) Close() error {
 	return _ObjectClose(
+		m.Askers,
 		m.Attempts,
 		m.CallScratch,
+		m.CgroupScratch,
 		m.ConnScratch,
 		m.Connections,
 		m.Counters,
+		m.DnsRing,
 		m.ExecScratch,
 		m.Exited,
 		m.FileRing,
@@ -208,7 +232,10 @@ func (m *objectMaps) Close() error {
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectVariables struct {
 	Calls            *ebpf.Variable `ebpf:"calls"`
+	CgroupController *ebpf.Variable `ebpf:"cgroup_controller"`
+	CgroupHierarchy  *ebpf.Variable `ebpf:"cgroup_hierarchy"`
 	Config           *ebpf.Variable `ebpf:"config"`
+	Dns              *ebpf.Variable `ebpf:"dns"`
 	ExitTellsLast    *ebpf.Variable `ebpf:"exit_tells_last"`
 	Layouts          *ebpf.Variable `ebpf:"layouts"`
 	Recipes          *ebpf.Variable `ebpf:"recipes"`
@@ -221,6 +248,9 @@ type objectVariables struct {
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectPrograms struct {
 	PicketAttempt *ebpf.Program `ebpf:"picket_attempt"`
+	PicketCgroup  *ebpf.Program `ebpf:"picket_cgroup"`
+	PicketDnsIn   *ebpf.Program `ebpf:"picket_dns_in"`
+	PicketDnsOut  *ebpf.Program `ebpf:"picket_dns_out"`
 	PicketExec    *ebpf.Program `ebpf:"picket_exec"`
 	PicketExit    *ebpf.Program `ebpf:"picket_exit"`
 	PicketFork    *ebpf.Program `ebpf:"picket_fork"`
@@ -233,6 +263,9 @@ type objectPrograms struct {
 func (p *objectPrograms) Close() error {
 	return _ObjectClose(
 		p.PicketAttempt,
+		p.PicketCgroup,
+		p.PicketDnsIn,
+		p.PicketDnsOut,
 		p.PicketExec,
 		p.PicketExit,
 		p.PicketFork,

@@ -100,7 +100,7 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 	if (call == CALL_UNLINKAT && argument(sc, 3) & AT_REMOVEDIR)
 		e->h.action = ACTION_RMDIR;
 
-	if (crowded_out(&file_ring, CLASS_FILE, c))
+	if (crowded_out(&file_ring, CLASS_FILE, c, cgroup_of(task), 1))
 		return 0;
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;

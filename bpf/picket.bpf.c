@@ -3,7 +3,7 @@
 /*
  * Picket's programs: one object, so that rings, counters and settings are declared once and loaded once, and
  * its hash says which run's pins fit. Each concern is a header of its own: process.h,
- * file.h, path.h, network.h, kernel.h.
+ * file.h, path.h, network.h, dns.h, kernel.h.
  *
  * This file holds what is shared by all system calls: the program on sys_exit. It is run at the end of
  * every system call of the machine, so its first lines decide what Picket costs. It calls the concerns'
@@ -219,6 +219,8 @@ const volatile struct {
 	struct path_event path_change;
 	struct conn_event conn;
 	struct call_event call;
+	struct cgroup_event cgroup;
+	struct dns_event dns;
 	enum layout layout;
 	enum event_class class;
 	enum event_action action;

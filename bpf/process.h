@@ -330,7 +330,7 @@ int picket_fork(__u64 *ctx)
 	e->h.action = ACTION_FORK;
 	e->child_start_time = child->start_boottime;
 	e->child_parent_start_time = parent->group_leader->start_boottime;
-	e->child_cgroup_id = BPF_CORE_READ(child, cgroups, dfl_cgrp, kn, id);
+	e->child_cgroup_id = cgroup_of(child);
 	e->child_tgid = child->tgid;
 	own_pid(child, &e->child_ns_pid, &e->child_pid_ns);
 	e->child_parent_tgid = parent->tgid;
@@ -388,5 +388,66 @@ int picket_exit(__u64 *ctx)
 	e->core_dumped = code >> 7 & 1;
 	e->pad = 0;
 	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+/* A cgroup's path is told with the kernel's own buffer for it (trace_cgroup_path), of this many bytes. */
+#define CGROUP_PATH 1024
+
+struct cgroup_scratch {
+	struct cgroup_event event;
+	char path[CGROUP_PATH];
+};
+
+/* One per CPU is enough, as for exec_scratch: the kernel holds a spinlock meanwhile. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct cgroup_scratch);
+} cgroup_scratch SEC(".maps");
+
+/*
+ * A new cgroup: its name is told before a process can be in it, because a container that lives for some milliseconds is
+ * gone, and its cgroup with it, before anybody could look.
+ */
+SEC("tp_btf/cgroup_mkdir")
+int picket_cgroup(__u64 *ctx)
+{
+	struct cgroup *cgroup = (void *)ctx[0];
+	const char *path = (void *)ctx[1];
+	struct cgroup_scratch *s;
+	struct bpf_dynptr record;
+	struct cgroup_event *e;
+	struct counters *c;
+	__u32 zero = 0;
+	long len;
+
+	if (config.stopped || cgroup->root->hierarchy_id != cgroup_hierarchy)
+		return 0;
+	c = counters_of(bpf_get_smp_processor_id(), CLASS_PROCESS);
+	s = bpf_map_lookup_elem(&cgroup_scratch, &zero);
+	if (!s || !c)
+		return 0;
+	e = &s->event;
+	fill_header(&e->h, bpf_get_current_task_btf());
+	len = bpf_probe_read_kernel_str(s->path, sizeof(s->path), path);
+	if (len < 1 || len > CGROUP_PATH)
+		return 0;
+	e->path_len = len - 1;
+	e->pad = 0;
+	e->h.seq = 0;
+	e->h.size = sizeof(*e) + e->path_len;
+	e->h.class = CLASS_PROCESS;
+	e->h.action = ACTION_CGROUP;
+	e->h.cgroup_id = cgroup->kn->id;
+	if (bpf_ringbuf_reserve_dynptr(&process_ring, e->h.size, 0, &record)) {
+		count(&c->errors[ERROR_CGROUP]);
+		bpf_ringbuf_discard_dynptr(&record, 0);
+		return 0;
+	}
+	bpf_dynptr_write(&record, 0, s, sizeof(*e), 0);
+	bpf_dynptr_write(&record, sizeof(*e), s->path, (len - 1) & (CGROUP_PATH - 1), 0);
+	bpf_ringbuf_submit_dynptr(&record, 0);
 	return 0;
 }

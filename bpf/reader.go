@@ -68,8 +68,9 @@ func (r *Reader) Read(ev *Event) error {
 	if err := Decode(ev.record.RawSample, ev); err != nil {
 		return err
 	}
+	// All numbers of one record were given out at once: they are on one side of the takeover.
 	if h := &ev.Header; int64(h.CPU) < int64(len(r.atTake)) && h.Seq <= r.atTake[h.CPU] {
-		r.found[h.CPU]++
+		r.found[h.CPU] += ev.Count()
 	}
 	return nil
 }

@@ -51,24 +51,30 @@ func checkSupport() error {
 	return nil
 }
 
-func missingCapabilities() (string, error) {
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+func hasCapability(c int) (bool, error) {
 	var data [2]unix.CapUserData
-	if err := unix.Capget(&hdr, &data[0]); err != nil {
+	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0]); err != nil {
+		return false, err
+	}
+	return data[c/32].Effective>>(c%32)&1 == 1, nil
+}
+
+func missingCapabilities() (string, error) {
+	admin, err1 := hasCapability(unix.CAP_SYS_ADMIN) // implies the two others
+	bpf, err2 := hasCapability(unix.CAP_BPF)
+	perfmon, err3 := hasCapability(unix.CAP_PERFMON)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return "", err
 	}
-	has := func(c int) bool { return data[c/32].Effective>>(c%32)&1 == 1 }
 	switch {
-	case has(unix.CAP_SYS_ADMIN): // implies the two others
+	case admin, bpf && perfmon:
 		return "", nil
-	case !has(unix.CAP_BPF) && !has(unix.CAP_PERFMON):
+	case !bpf && !perfmon:
 		return "both", nil
-	case !has(unix.CAP_BPF):
+	case !bpf:
 		return "CAP_BPF", nil
-	case !has(unix.CAP_PERFMON):
-		return "CAP_PERFMON", nil
 	}
-	return "", nil
+	return "CAP_PERFMON", nil
 }
 
 // offers says which of its forms a tracepoint has on this kernel, and whether it is there at all.
@@ -77,6 +83,9 @@ type offers struct {
 	exitTellsLast bool
 	// There is io_uring_complete; it gives the result as a number (until Linux 6.14), not in the completion.
 	uring, uringGivesResult bool
+	// Programs can be attached to cgroup2; if not, why.
+	dns   bool
+	noDNS string
 }
 
 func probe(types *btf.Spec) (o offers, err error) {
@@ -95,6 +104,44 @@ func probe(types *btf.Spec) (o offers, err error) {
 	// (void *, ctx, req, cqe), or (void *, ctx, req, user_data, res, …)
 	o.uring, o.uringGivesResult = true, len(complete.Params) > 4
 	return o, nil
+}
+
+// dnsAt finds out whether DNS messages can be taken at the root of cgroup2, which is at path.
+func (o *offers) dnsAt(path string) error {
+	if path == "" {
+		o.noDNS = "it is switched off, or no cgroup2 file system is mounted"
+		return nil
+	}
+	admin, err := hasCapability(unix.CAP_NET_ADMIN)
+	if err != nil {
+		return fmt.Errorf("finding out this process's capabilities: %w", err)
+	}
+	if !admin {
+		o.noDNS = "the sensor lacks the capability CAP_NET_ADMIN, which attaching to cgroup2 needs"
+		return nil
+	}
+	if err := features.HaveProgramType(ebpf.CGroupSKB); errors.Is(err, ebpf.ErrNotSupported) {
+		o.noDNS = "the kernel was built without CONFIG_CGROUP_BPF"
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("finding out whether programs can be attached to cgroup2: %w", err)
+	}
+	o.dns = true
+	return nil
+}
+
+// controllerIndex returns the index of a cgroup controller in the kernel's struct css_set.
+func controllerIndex(types *btf.Spec, controller string) (uint32, error) {
+	var ids *btf.Enum
+	if err := types.TypeByName("cgroup_subsys_id", &ids); err != nil {
+		return 0, fmt.Errorf("looking for cgroup controllers in the kernel's type information: %w", err)
+	}
+	for _, v := range ids.Values {
+		if v.Name == controller+"_cgrp_id" && v.Value < 16 { // struct css_set in lib/kernel.h
+			return uint32(v.Value), nil
+		}
+	}
+	return 0, fmt.Errorf("the kernel has no cgroup controller %q that can be looked up", controller)
 }
 
 // tracepoint returns the type of a tracepoint's function; its first parameter is no argument of the tracepoint.

@@ -42,6 +42,7 @@ var defaults = map[schemas.Class]map[string]any{
 	schemas.Network: {"action": "connect", "syscall": "connect", "fd_number": 3, "network_transport": "tcp", "network_type": "ipv4",
 		"network_direction": "outbound", "network_local_address": "10.0.0.5", "network_local_port": 40000},
 	schemas.Kernel: {"result": 0},
+	schemas.DNS:    {"action": "query", "syscall": "dns", "network_transport": "udp", "network_peer_port": 53},
 	schemas.Audit:  {"action": "audit", "audit_stage": "ResponseComplete", "audit_response_code": 200, "audit_authorization_decision": "allow"},
 }
 
@@ -137,7 +138,7 @@ func TestPack(t *testing.T) {
 	if node < 14 || audit < 8 {
 		t.Errorf("%d node and %d audit rules", node, audit)
 	}
-	if got := set.Classes(); len(got) != 5 {
+	if got := set.Classes(); len(got) != 6 {
 		t.Errorf("classes %v", got)
 	}
 	if p := set.WatchedPaths(); !slices.Contains(p, "/etc/shadow") || slices.Contains(p, "/") {

@@ -69,6 +69,7 @@ var orderBy = map[Class]string{
 	File:    "cluster, k8s_namespace_name, action, toStartOfHour(time), process_name, time",
 	Network: "cluster, k8s_namespace_name, action, toStartOfHour(time), process_name, time",
 	Kernel:  "cluster, k8s_namespace_name, action, toStartOfHour(time), process_name, time",
+	DNS:     "cluster, k8s_namespace_name, action, toStartOfHour(time), dns_question_name, time",
 	Audit:   "cluster, audit_namespace, audit_verb, toStartOfHour(time), audit_resource, time",
 	Health:  "cluster, health_service, action, time",
 }
@@ -79,6 +80,7 @@ var aliases = map[Class][]string{
 	File:    {commandLine},
 	Network: {commandLine},
 	Kernel:  {commandLine},
+	DNS:     {commandLine},
 }
 
 const commandLine = "process_command_line String ALIAS trim(concat(process_command, ' ', process_args)) COMMENT 'process_command and process_args, joined by one space.'"

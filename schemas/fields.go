@@ -15,12 +15,13 @@ const (
 	File
 	Network
 	Kernel
+	DNS
 	Audit
 	Health
 	numClasses
 )
 
-var classNames = [numClasses]string{"process", "file", "network", "kernel", "audit", "health"}
+var classNames = [numClasses]string{"process", "file", "network", "kernel", "dns", "audit", "health"}
 
 // String returns the name used in subjects, columns and tables.
 func (c Class) String() string {
@@ -40,7 +41,7 @@ func Classes() []Class {
 }
 
 // NodeClasses returns the classes that a sensor sends.
-func NodeClasses() []Class { return []Class{Process, File, Network, Kernel} }
+func NodeClasses() []Class { return []Class{Process, File, Network, Kernel, DNS} }
 
 // ParseClass returns the class of that name.
 func ParseClass(name string) (Class, error) {

@@ -2,16 +2,18 @@ package schemas
 
 // SchemaVersion is written into every event and batch header. It rises when
 // columns are added, so that a reader can tell "older" from "absent".
-const SchemaVersion = 2
+const SchemaVersion = 3
 
 // Sets used by the registry.
 var (
-	every   = SetOf(Process, File, Network, Kernel, Audit, Health)
-	node    = SetOf(Process, File, Network, Kernel)
-	person  = SetOf(Process, File, Network, Kernel, Audit)
+	every   = SetOf(Process, File, Network, Kernel, DNS, Audit, Health)
+	node    = SetOf(Process, File, Network, Kernel, DNS)
+	person  = SetOf(Process, File, Network, Kernel, DNS, Audit)
 	process = SetOf(Process)
 	file    = SetOf(File)
 	network = SetOf(Network)
+	packets = SetOf(Network, DNS)
+	dns     = SetOf(DNS)
 	audit   = SetOf(Audit)
 	health  = SetOf(Health)
 	fds     = SetOf(File, Network)
@@ -28,8 +30,8 @@ const MaxAncestors = 8
 var (
 	// Every event.
 	EventID      = add(Field{Name: "event_id", Type: ID, Classes: every, Rule: []string{"evt.id"}, Doc: "128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery."})
-	Action       = add(Field{Name: "action", Type: Name, Classes: every, Doc: "What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; audit; loss, counters."})
-	Syscall      = add(Field{Name: "syscall", Type: Name, Classes: every, Rule: []string{"evt.type"}, Doc: "What Falco calls evt.type: the system call, procexit for an exit; empty where there is none."})
+	Action       = add(Field{Name: "action", Type: Name, Classes: every, Doc: "What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters."})
+	Syscall      = add(Field{Name: "syscall", Type: Name, Classes: every, Rule: []string{"evt.type"}, Doc: "What Falco calls evt.type: the system call, procexit for an exit, dns for a DNS message; empty where there is none."})
 	SchemaVer    = add(Field{Name: "schema_version", Type: Uint32, Classes: every, Doc: "Version of this registry that wrote the event."})
 	Cluster      = add(Field{Name: "cluster", Type: Name, Classes: every, Rule: []string{"k8s.cluster.name", "ka.cluster.name"}, Doc: "Configured name of the cluster."})
 	Node         = add(Field{Name: "node", Type: Name, Classes: every, Rule: []string{"evt.hostname", "k8s.node.name"}, Doc: "Node the event is from; for audit the name of the source."})
@@ -122,12 +124,12 @@ var (
 	IOURing        = add(Field{Name: "io_uring", Type: Bool, Classes: fds, Doc: "Asked for through an io_uring: no system call of that name was made."})
 	FileUserID     = add(Field{Name: "file_user_id", Type: Uint32, Classes: file, Doc: "Owner of the inode."})
 
-	NetTransport    = add(Field{Name: "network_transport", Type: Name, Classes: network, Rule: []string{"fd.l4proto"}, Doc: "tcp, udp, icmp, raw, unix; empty for others."})
-	NetType         = add(Field{Name: "network_type", Type: Name, Classes: network, Doc: "ipv4, ipv6, unix, packet, vsock, alg, xdp: the address family."})
+	NetTransport    = add(Field{Name: "network_transport", Type: Name, Classes: packets, Rule: []string{"fd.l4proto"}, Doc: "tcp, udp, icmp, raw, unix; empty for others."})
+	NetType         = add(Field{Name: "network_type", Type: Name, Classes: packets, Doc: "ipv4, ipv6, unix, packet, vsock, alg, xdp: the address family."})
 	NetDirection    = add(Field{Name: "network_direction", Type: Name, Classes: network, Doc: "outbound (connect, send), inbound (accept, and the close of such a connection); empty for others."})
-	NetLocalAddress = add(Field{Name: "network_local_address", Type: IP, Classes: network, Rule: []string{"fd.lip"}, Doc: "Local address."})
-	NetLocalPort    = add(Field{Name: "network_local_port", Type: Uint32, Classes: network, Rule: []string{"fd.lport"}, Doc: "Local port."})
-	NetPeerAddress  = add(Field{Name: "network_peer_address", Type: IP, Classes: network, Rule: []string{"fd.rip"}, Doc: "Remote address."})
+	NetLocalAddress = add(Field{Name: "network_local_address", Type: IP, Classes: packets, Rule: []string{"fd.lip"}, Doc: "Local address."})
+	NetLocalPort    = add(Field{Name: "network_local_port", Type: Uint32, Classes: packets, Rule: []string{"fd.lport"}, Doc: "Local port."})
+	NetPeerAddress  = add(Field{Name: "network_peer_address", Type: IP, Classes: packets, Rule: []string{"fd.rip"}, Doc: "Remote address."})
 	NetSocketType   = add(Field{Name: "network_socket_type", Type: Name, Classes: network, Doc: "stream, dgram, raw or seqpacket."})
 	NetProtocol     = add(Field{Name: "network_protocol_number", Type: Uint32, Classes: network, Doc: "Protocol of the socket: IPPROTO_… of IPv4 and IPv6 sockets, an EtherType of packet sockets."})
 	NetSocketPath   = add(Field{Name: "network_socket_path", Type: Name, Classes: network, Wide: true, Doc: "Path of a unix socket: of the other end for a connect, of this one for bind and listen; @ begins an abstract name."})
@@ -135,7 +137,21 @@ var (
 	NetBytesRecv    = add(Field{Name: "network_bytes_received", Type: Uint64, Classes: network, Nullable: true, Doc: "close: bytes received; the kernel counts the end of the stream as one."})
 	NetDuration     = add(Field{Name: "network_duration", Type: Uint64, Classes: network, Nullable: true, Doc: "close: nanoseconds since the connect or accept."})
 	NetBacklog      = add(Field{Name: "network_backlog", Type: Uint32, Classes: network, Doc: "listen: how many connections may wait."})
-	NetPeerPort     = add(Field{Name: "network_peer_port", Type: Uint32, Classes: network, Rule: []string{"fd.rport"}, Doc: "Remote port."})
+	NetPeerPort     = add(Field{Name: "network_peer_port", Type: Uint32, Classes: packets, Rule: []string{"fd.rport"}, Doc: "Remote port."})
+
+	NetPeerDomain = add(Field{Name: "network_peer_domain", Type: Name, Classes: network, Wide: true, Rule: []string{"fd.rip.name"}, Doc: "connect, send, close: the name that was last asked for in the process's network namespace with this remote address in its answer; empty when none was."})
+
+	// DNS.
+	DNSQuestion     = add(Field{Name: "dns_question_name", Type: Name, Classes: dns, Wide: true, Rule: []string{"dns.question.name"}, Doc: "Name that is asked for, in lower case and without the dot at its end."})
+	DNSQuestionType = add(Field{Name: "dns_question_type", Type: Name, Classes: dns, Rule: []string{"dns.question.type"}, Doc: "Type of the question: A, AAAA, TXT, …; TYPE and a number for one without a name."})
+	DNSResponseCode = add(Field{Name: "dns_response_code", Type: Name, Classes: dns, Rule: []string{"dns.response_code"}, Doc: "Of a response: NOERROR, NXDOMAIN, SERVFAIL, …"})
+	DNSAnswers      = add(Field{Name: "dns_answers", Type: Names, Classes: dns, Doc: "Addresses in the answer, as text, at most 64."})
+	DNSRecords      = add(Field{Name: "dns_records", Type: Names, Classes: dns, Doc: "Records of the answer, at most 64: name, type and data (of 512 bytes at most) with spaces between."})
+	DNSID           = add(Field{Name: "dns_id", Type: Uint32, Classes: dns, Doc: "Id of the message, the same in question and response."})
+	DNSBytes        = add(Field{Name: "dns_message_bytes", Type: Uint32, Classes: dns, Rule: []string{"dns.message.bytes"}, Doc: "Length of the message, bytes."})
+	DNSTruncated    = add(Field{Name: "dns_truncated", Type: Bool, Classes: dns, Doc: "The server left some of the answer out (TC): the client asks again over TCP."})
+	DNSDuration     = add(Field{Name: "dns_lookup_duration", Type: Uint64, Classes: dns, Nullable: true, Doc: "Of a response: nanoseconds since its question; null when that was not seen."})
+	DNSMalformed    = add(Field{Name: "dns_malformed", Type: Name, Classes: dns, Rule: []string{"dns.malformed"}, Doc: "What is wrong with a message that cannot be read, or not to its end; empty when nothing is."})
 
 	// Calls of class kernel.
 	CallArguments = add(Field{Name: "syscall_arguments", Type: Map, Classes: calls, Doc: "Arguments of the call by name, flags and commands in words: what evt.arg.NAME reads."})

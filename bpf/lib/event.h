@@ -15,10 +15,11 @@
 
 /* Numbers that event.go and watch.go repeat; as an enum, they are in the object's BTF. */
 enum layout {
-	LAYOUT_VERSION = 3,
+	LAYOUT_VERSION = 4,
 	MAX_PATH = 4096, /* bytes of each path carried */
 	MAX_ARGS = 8192, /* bytes of arguments carried */
 	MAX_ENV = 8192, /* bytes of the environment carried */
+	MAX_DNS = 4096, /* bytes of a DNS message, or of a segment with some, carried */
 	WATCH_BYTES = 256, /* bytes of a watched path that are compared */
 };
 
@@ -28,13 +29,15 @@ enum event_class {
 	CLASS_FILE = 1,
 	CLASS_NETWORK = 2,
 	CLASS_KERNEL = 3,
-	NUM_CLASSES = 4,
+	CLASS_DNS = 4,
+	NUM_CLASSES = 5,
 };
 
 enum event_action {
 	ACTION_EXEC = 1,
 	ACTION_FORK = 2,
 	ACTION_EXIT = 3,
+	ACTION_CGROUP = 4, /* no event, and not counted as one */
 	ACTION_OPEN = 16,
 	ACTION_RENAME = 17,
 	ACTION_UNLINK = 18,
@@ -58,6 +61,8 @@ enum event_action {
 	ACTION_SEND = 38,
 	ACTION_CLOSE = 39,
 	ACTION_CALL = 48,
+	ACTION_QUERY = 64,
+	ACTION_RESPONSE = 65,
 };
 
 /* header.flags, common to all events. */
@@ -90,7 +95,7 @@ struct header {
 	__u64 seq; /* per (cpu, class), from 1, without gaps */
 	__u64 time; /* CLOCK_BOOTTIME, ns */
 	__u64 start_time; /* of the acting process (its group leader), CLOCK_BOOTTIME, ns */
-	__u64 cgroup_id; /* of the acting task in cgroup v2: the inode of its directory */
+	__u64 cgroup_id; /* of the acting task: the inode of its directory in the hierarchy that Load chose */
 	__u32 tgid; /* process id in the initial pid namespace */
 	__u32 tid; /* thread id in the initial pid namespace */
 	__u32 ns_pid; /* process id in the acting process's own pid namespace */
@@ -185,6 +190,17 @@ struct exit_event {
 	__u32 signal; /* that killed it; 0: it ended by itself */
 	__u32 core_dumped; /* 0 or 1 */
 	__u32 pad;
+};
+
+/*
+ * A control group that was made, in the hierarchy that names containers. It comes before the events of every process in
+ * it. h has no number: it is no event. h.cgroup_id is the new group's.
+ */
+struct cgroup_event {
+	struct header h;
+	__u32 pad;
+	__u32 path_len;
+	/* char path[], from the hierarchy's root */
 };
 
 enum open_access {
@@ -314,4 +330,26 @@ struct call_event {
 	__u32 target_len;
 	char text[64]; /* NUL padded, cut: a file system's type, a name; of a signal the receiver's command name */
 	/* char base[], path[], target_base[], target[] */
+};
+
+/*
+ * A DNS message over UDP, or a segment of a TCP stream of them; the header is the process that asked. The record is
+ * longer than h.size says: what follows is not written. h.seq is the number of the first of its messages.
+ */
+struct dns_event {
+	struct header h;
+	__u64 socket; /* the kernel's cookie: never the same again */
+	__u32 sequence; /* TCP: sequence number of the first byte */
+	__u32 begun; /* TCP: bytes at the beginning of a message that began in an earlier segment */
+	__u32 messages; /* that end in it; UDP: 1 */
+	__u32 total; /* true length of the data, bytes */
+	__u16 family; /* AF_INET 2, AF_INET6 10 */
+	__u16 protocol; /* IPPROTO_TCP 6, IPPROTO_UDP 17 */
+	__u16 source_port; /* host byte order */
+	__u16 dest_port;
+	__u8 source_addr[16]; /* AF_INET uses the first four bytes */
+	__u8 dest_addr[16];
+	__u32 pad;
+	__u32 data_len;
+	/* char data[] */
 };

@@ -80,6 +80,7 @@ enum {
 
 /* Kernel-internal, the same from 6.1 on. */
 #define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
 #define UNIX_PATH 108 /* sizeof(sockaddr_un.sun_path) */
 #define PF_KTHREAD 0x00200000
 #define SIGNAL_GROUP_EXIT 0x00000004
@@ -90,6 +91,14 @@ enum {
 #define ANON_INODE_FS_MAGIC 0x09041934
 #define PIDTYPE_PGID 2
 #define PIDTYPE_SID 3
+
+/* What a program on packets is given (linux/bpf.h), as far as it is used: fixed, not looked up. */
+struct __sk_buff {
+	__u32 len;
+	__u32 before[18];
+	__u32 data;
+	__u32 data_end;
+};
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -315,12 +324,22 @@ struct kernfs_node {
 	__u64 id;
 };
 
+struct cgroup_root {
+	int hierarchy_id;
+};
+
 struct cgroup {
 	struct kernfs_node *kn;
+	struct cgroup_root *root;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
 };
 
 struct css_set {
 	struct cgroup *dfl_cgrp;
+	struct cgroup_subsys_state *subsys[16];
 };
 
 struct task_struct {

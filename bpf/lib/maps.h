@@ -11,7 +11,7 @@
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
-} process_ring SEC(".maps"), file_ring SEC(".maps"), network_ring SEC(".maps"), kernel_ring SEC(".maps");
+} process_ring SEC(".maps"), file_ring SEC(".maps"), network_ring SEC(".maps"), kernel_ring SEC(".maps"), dns_ring SEC(".maps");
 
 /* Where a read of kernel or user memory failed, or memory was missing. Names in counters.go. */
 enum error_kind {
@@ -21,6 +21,9 @@ enum error_kind {
 	ERROR_FD = 3, /* another thread closed the descriptor first: no event */
 	ERROR_USER_ADDRESS = 4, /* socket address or socketcall arguments were not readable */
 	ERROR_STORAGE = 5, /* no memory, or no room, to remember a connection or a flow */
+	ERROR_ASKER = 6, /* a DNS message of a socket whose first question was not seen: no event */
+	ERROR_STREAM = 7, /* a DNS stream over TCP that cannot be followed: no events from then on */
+	ERROR_CGROUP = 8, /* no room to tell of a new control group */
 	NUM_ERRORS = 10, /* with room: the struct stays two cache lines */
 };
 
@@ -108,9 +111,14 @@ static __always_inline bool wanted(__u32 call)
 	return !(config.unwanted[call >> 6 & 3] >> (call & 63) & 1);
 }
 
+static __always_inline void add(__u64 *counter, __u64 n)
+{
+	__sync_fetch_and_add(counter, n);
+}
+
 static __always_inline void count(__u64 *counter)
 {
-	__sync_fetch_and_add(counter, 1);
+	add(counter, 1);
 }
 
 #define SHARE_WINDOW_SHIFT 27 /* a window is 2^27 ns, 134 ms */
@@ -122,14 +130,14 @@ static __always_inline void count(__u64 *counter)
  * blind the node to the others. Nothing is left out while the ring is less than three quarters full. What is left out
  * is counted, here and for its cgroup.
  */
-static __always_inline bool crowded_out(void *ring, enum event_class class, struct counters *c)
+static __always_inline bool crowded_out(void *ring, enum event_class class, struct counters *c, __u64 cgroup, __u32 events)
 {
 	struct share_key key = {};
-	struct share first = {.events = 1}, *s;
+	struct share first = {.events = events}, *s;
 
 	if (!config.share || bpf_ringbuf_query(ring, RING_AVAILABLE) < bpf_ringbuf_query(ring, RING_SIZE) / 4 * 3)
 		return false;
-	key.cgroup = bpf_get_current_cgroup_id();
+	key.cgroup = cgroup;
 	key.class = class;
 	first.window = bpf_ktime_get_boot_ns() >> SHARE_WINDOW_SHIFT;
 	s = bpf_map_lookup_elem(&shares, &key);
@@ -140,29 +148,34 @@ static __always_inline bool crowded_out(void *ring, enum event_class class, stru
 	/* Two CPUs may both begin the window: then a few events more have room. */
 	if (s->window != first.window) {
 		s->window = first.window;
-		s->events = 1;
+		s->events = events;
 		return false;
 	}
-	if (__sync_fetch_and_add(&s->events, 1) < config.share)
+	if (__sync_fetch_and_add(&s->events, events) < config.share)
 		return false;
-	count(&s->limited);
-	count(&c->seen);
-	count(&c->limited);
+	add(&s->limited, events);
+	add(&c->seen, events);
+	add(&c->limited, events);
 	return true;
 }
 
 /*
- * next_seq does the accounting of an event right after the attempt to reserve its place in the ring, and
- * returns its sequence number; 0 when there was no place. Counting is atomic, so that numbers stay unique
+ * next_seqs does the accounting of a record's events right after the attempt to reserve its place in the ring, and
+ * returns the first's sequence number; 0 when there was no place. Counting is atomic, so that numbers stay unique
  * and without gaps even where a kernel lets tracing programs be preempted; they are in ring order as long
  * as it does not.
  */
-static __always_inline __u64 next_seq(struct counters *c, bool reserved)
+static __always_inline __u64 next_seqs(struct counters *c, bool reserved, __u32 events)
 {
-	count(&c->seen);
+	add(&c->seen, events);
 	if (!reserved) {
-		count(&c->ring_full);
+		add(&c->ring_full, events);
 		return 0;
 	}
-	return __sync_fetch_and_add(&c->submitted, 1) + 1;
+	return __sync_fetch_and_add(&c->submitted, events) + 1;
+}
+
+static __always_inline __u64 next_seq(struct counters *c, bool reserved)
+{
+	return next_seqs(c, reserved, 1);
 }

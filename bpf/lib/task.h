@@ -21,6 +21,26 @@ static __always_inline void own_pid(struct task_struct *leader, __u32 *nr, __u32
 	*ns = BPF_CORE_READ(own, ns, ns.inum);
 }
 
+/*
+ * Set by Load: the hierarchy whose groups name containers. Where a node's controllers are those of version 1 it is one of
+ * them, and cgroup2 may be empty.
+ */
+const volatile __s32 cgroup_hierarchy = 0; /* its number; 0: cgroup2 */
+const volatile __u32 cgroup_controller = 0; /* of version 1: the index of its controller in struct css_set */
+
+/* The id of a task's cgroup. */
+static __always_inline __u64 cgroup_of(struct task_struct *task)
+{
+	struct cgroup_subsys_state *state;
+	struct css_set *set;
+
+	if (!cgroup_hierarchy)
+		return task->cgroups->dfl_cgrp->kn->id;
+	set = BPF_CORE_READ(task, cgroups);
+	bpf_core_read(&state, sizeof(state), &set->subsys[cgroup_controller & 15]);
+	return BPF_CORE_READ(state, cgroup, kn, id);
+}
+
 /* Fills what every event says of its actor, the current task; size, seq, class and action are its own. */
 static __noinline void fill_header(struct header *h, struct task_struct *task)
 {
@@ -32,7 +52,7 @@ static __noinline void fill_header(struct header *h, struct task_struct *task)
 	h->flags = task->flags & PF_KTHREAD ? HEADER_KERNEL_THREAD : 0;
 	h->cpu = bpf_get_smp_processor_id();
 	h->time = bpf_ktime_get_boot_ns();
-	h->cgroup_id = bpf_get_current_cgroup_id();
+	h->cgroup_id = cgroup_of(task);
 	h->tgid = task->tgid;
 	h->tid = task->pid;
 	h->start_time = leader->start_boottime;
@@ -54,7 +74,8 @@ static __noinline void fill_header(struct header *h, struct task_struct *task)
 		h->loginuid = task->loginuid.val;
 		h->sessionid = task->sessionid;
 	}
-	bpf_get_current_comm(h->comm, sizeof(h->comm));
+	/* Not by the helper for it, which programs on packets do not have before 6.10. */
+	bpf_core_read(h->comm, sizeof(h->comm), &task->comm);
 }
 
 /* The sensor's own file and network activity would feed on itself: it is not looked at. */

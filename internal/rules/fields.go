@@ -167,6 +167,7 @@ var (
 	fileOnly      = schemas.SetOf(schemas.File)
 	networkOnly   = schemas.SetOf(schemas.Network)
 	kernelOnly    = schemas.SetOf(schemas.Kernel)
+	dnsOnly       = schemas.SetOf(schemas.DNS)
 	auditOnly     = schemas.SetOf(schemas.Audit)
 	sourceClasses = nodeClasses | auditOnly
 	numClasses    = len(schemas.Classes())
@@ -195,7 +196,7 @@ func buildFields() map[string]*field {
 			t[name] = columnField(name, f.Doc, id)
 		}
 	}
-	for _, group := range [][]field{eventFields, processFields, fdFields, containerFields, auditFields} {
+	for _, group := range [][]field{eventFields, processFields, fdFields, dnsFields, containerFields, auditFields} {
 		for i := range group {
 			f := group[i]
 			t[f.name] = &f
@@ -288,10 +289,7 @@ var missing = map[string]string{
 	"evt.deltatime":                 "an event does not know the one before it",
 	"evt.reltime":                   "events have no common start; use evt.rawtime",
 	"evt.wait_latency":              "system calls are recorded once, when they return",
-	"fd.cip.name":                   "addresses are not resolved to names",
-	"fd.sip.name":                   "addresses are not resolved to names",
-	"fd.lip.name":                   "addresses are not resolved to names",
-	"fd.rip.name":                   "addresses are not resolved to names",
+	"fd.lip.name":                   "the machine's own addresses are not resolved to names",
 	"fd.cport.name":                 "ports are not resolved to services",
 	"fd.sport.name":                 "ports are not resolved to services",
 	"fd.cproto":                     "ports are not resolved to services",

@@ -705,6 +705,34 @@ var fdFields = append(append(append(append([]field{
 	netField("l", "The local", endpoint(true))...),
 	netField("r", "The remote", endpoint(false))...)
 
+// peerDomain reads the name of the remote end where that is the server, or the
+// client.
+func peerDomain(server bool) []reader {
+	return textOf(networkOnly, keys(schemas.NetPeerDomain, schemas.NetDirection), func(dst []byte, r *row, _ *argument) []byte {
+		if inbound(r) != server {
+			dst = append(dst, r.str(schemas.NetPeerDomain)...)
+		}
+		return dst
+	})
+}
+
+var dnsFields = []field{
+	{name: "fd.sip.name", doc: "Name that the server's address was last asked for by, where the process is the client; see network_peer_domain.", readers: peerDomain(true)},
+	{name: "fd.cip.name", doc: "Name that the client's address was last asked for by, where the process is the server; see network_peer_domain.", readers: peerDomain(false)},
+	{name: "dns.type", doc: "query or response. A name of Picket's own, as all that begin with dns.", readers: []reader{column(dnsOnly, schemas.Action)}},
+	{name: "dns.question.domain", doc: "Every domain that the name asked for is in, without the name itself: a comparison holds when it holds for one of them, as in dns.question.domain in (example.com).",
+		kind: kindList, anyIn: true, readers: []reader{{classes: dnsOnly, list: func(l *list, r *row, _ *argument) {
+			l.reset()
+			_, domain, ok := strings.Cut(r.str(schemas.DNSQuestion), ".")
+			for ; ok; _, domain, ok = strings.Cut(domain, ".") {
+				l.buf = append(l.buf, domain...)
+				l.end()
+			}
+		}}}},
+	{name: "dns.answers", kind: kindList, anyIn: true, doc: "Addresses in the answer, as text: a comparison holds when it holds for one of them.", readers: []reader{column(dnsOnly, schemas.DNSAnswers)}},
+	{name: "dns.records", kind: kindList, anyIn: true, doc: "Records of the answer, each name, type and data with blanks between: a comparison holds when it holds for one of them.", readers: []reader{column(dnsOnly, schemas.DNSRecords)}},
+}
+
 func directory(p string) string {
 	if i := strings.LastIndexByte(p, '/'); i > 0 {
 		return p[:i]

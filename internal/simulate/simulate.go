@@ -21,6 +21,7 @@ import (
 	"time"
 	"unsafe"
 
+	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 )
 
@@ -77,6 +78,8 @@ func All() []Behaviour {
 		{"kexec", "asks for a new kernel with arguments that the kernel refuses", "T1014", "Kernel replaced", false, kexec},
 		{"host-namespace", "starts a program named nsenter with the arguments of an escape to the host", "T1611", "Host namespaces entered", false, fakeTool("nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", "/bin/sh")},
 		{"metadata-service", "connects to the cloud metadata address, in a network namespace of its own", "T1552.005", "Cloud metadata service contacted", true, inner("metadata-service", unix.CLONE_NEWNET)},
+		{"mining-pool-lookup", "asks for the name of a mining pool at port 53 of loopback, where nobody need answer", "T1496", "Mining pool looked up", false, lookUp("pool.supportxmr.com.")},
+		{"onion-lookup", "asks for a name of the Tor network in the same way", "T1090.003", "Anonymity network looked up", false, lookUp("picketsimulation.onion.")},
 		{"service-account-token", "reads a Kubernetes service account token, in a mount namespace of its own", "T1528", "Service account token read", true, inner("service-account-token", unix.CLONE_NEWNS)},
 	}
 }
@@ -193,6 +196,31 @@ func copiedExec(where, name string) func(context.Context, *env) error {
 			return err
 		}
 		return runFresh(ctx, path)
+	}
+}
+
+// lookUp sends a question for a name to loopback.
+func lookUp(name string) func(context.Context, *env) error {
+	return func(context.Context, *env) error {
+		b := dnsmessage.NewBuilder(nil, dnsmessage.Header{ID: 1, RecursionDesired: true})
+		n, err := dnsmessage.NewName(name)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(b.StartQuestions(), b.Question(dnsmessage.Question{Name: n, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET})); err != nil {
+			return err
+		}
+		msg, err := b.Finish()
+		if err != nil {
+			return err
+		}
+		conn, err := net.Dial("udp", "127.0.0.1:53")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, err = conn.Write(msg)
+		return err
 	}
 }
 

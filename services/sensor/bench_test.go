@@ -9,6 +9,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
+
+	"picket/bpf"
 )
 
 // stormFlag as the first argument makes this binary open and close a file, for
@@ -16,6 +18,13 @@ import (
 const stormFlag = "picket-open-storm"
 
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == dnsFlag {
+		if err := lookUp(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if len(os.Args) == 4 && os.Args[1] == stormFlag {
 		var n int
 		if _, err := fmt.Sscan(os.Args[2], &n); err != nil {
@@ -43,6 +52,15 @@ func (d *discard) Put(_ string, data []byte, _ int, _ any, stored func()) error 
 	return nil
 }
 func (*discard) RunID() string { return "bench" }
+
+func mustLane(b *testing.B, s *sensor, r *bpf.Reader) *lane {
+	b.Helper()
+	l, err := newLane(s, r)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return l
+}
 
 // BenchmarkOpens is what an open for writing costs the sensor from the ring to
 // an encoded batch, with events of the live kernel.
@@ -78,10 +96,10 @@ func BenchmarkOpens(b *testing.B) {
 	close(stopping)
 	// The processes first: the file lane waits for them.
 	readers := s.kernel.Readers()
-	if err := newLane(s, readers[0]).run(stopping); err != nil {
+	if err := mustLane(b, s, readers[0]).run(stopping); err != nil {
 		b.Fatal(err)
 	}
-	l := newLane(s, readers[1])
+	l := mustLane(b, s, readers[1])
 	b.ReportAllocs()
 	b.ResetTimer()
 	if err := l.run(stopping); err != nil {

@@ -43,23 +43,31 @@ type lane struct {
 	prefix [16]byte // hash of what all event ids of the lane share
 	idBuf  [16 + 4 + 8]byte
 
+	dns       *resolver // of class dns
 	ancestors []*proctree.Proc
 	names     []string
 	exes      []string
 	pairs     []string // arguments of a call: name, value, …
 }
 
-var classes = [bpf.NumClasses]schemas.Class{bpf.ClassProcess: schemas.Process, bpf.ClassFile: schemas.File, bpf.ClassNetwork: schemas.Network, bpf.ClassKernel: schemas.Kernel}
+var classes = [bpf.NumClasses]schemas.Class{bpf.ClassProcess: schemas.Process, bpf.ClassFile: schemas.File, bpf.ClassNetwork: schemas.Network, bpf.ClassKernel: schemas.Kernel, bpf.ClassDNS: schemas.DNS}
 
-func newLane(s *sensor, r *bpf.Reader) *lane {
+func newLane(s *sensor, r *bpf.Reader) (*lane, error) {
 	c := classes[r.Class()]
-	return &lane{
+	l := &lane{
 		s: s, r: r, class: c,
 		subject: schemas.RawSubject(s.cfg.Cluster, s.cfg.Node, c),
 		b:       batch.NewBuilder(c, schemas.RawColumns(c)),
 		read:    s.metrics.read.WithLabelValues(c.String()),
 		prefix:  schemas.Hash128(s.cfg.Cluster, s.cfg.Node, s.bootID, s.box.RunID(), c.String()),
 	}
+	if c == schemas.DNS {
+		var err error
+		if l.dns, err = newResolver(); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
 }
 
 // idle is how long a lane without events sleeps before it looks whether it is
@@ -89,7 +97,9 @@ func (l *lane) run(stopping <-chan struct{}) error {
 		default:
 		}
 		err := l.r.Read(&l.ev)
-		if err == nil || errors.Is(err, bpf.ErrBadRecord) {
+		if err == nil {
+			l.s.taken[l.r.Class()].Add(l.ev.Count())
+		} else if errors.Is(err, bpf.ErrBadRecord) {
 			l.s.taken[l.r.Class()].Add(1)
 		}
 		if l.fresh == 0 || l.r.Emptied() {
@@ -198,10 +208,17 @@ func (l *lane) flush() error {
 	return nil
 }
 
-// take adds the event that was read to the batch.
+// take adds what was read to the batch.
 func (l *lane) take() {
-	l.read.Inc()
 	h := &l.ev.Header
+	if h.Action == bpf.ActionCgroup {
+		l.s.cgroups.Add(h.CgroupID, string(l.ev.Cgroup.Path))
+		return
+	}
+	count := l.ev.Count()
+	l.read.Add(float64(count))
+	last := h.Seq + max(count, 1) - 1
+	defer l.s.handled[l.r.Class()].advance(h.CPU, last, h.Time)
 	if l.b.Len() == 0 {
 		l.opened = l.now
 		l.wait(l.opened.Add(l.s.cfg.FlushInterval))
@@ -215,12 +232,9 @@ func (l *lane) take() {
 		case bpf.ActionExit:
 			l.exit()
 		}
-		if int(h.CPU) < len(l.s.handled) && h.Seq > l.s.handled[h.CPU].Load() {
-			l.s.handled[h.CPU].Store(h.Seq)
-		}
 		return
 	}
-	l.s.awaitProcesses()
+	l.s.await(bpf.ClassProcess, h.Time)
 	p := l.actor()
 	switch h.Action {
 	case bpf.ActionOpen:
@@ -229,6 +243,9 @@ func (l *lane) take() {
 		l.connection()
 	case bpf.ActionCall:
 		p = l.call(p)
+	case bpf.ActionQuery, bpf.ActionResponse:
+		l.messages(p)
+		return
 	default:
 		l.change()
 	}
@@ -466,6 +483,9 @@ func (l *lane) connection() {
 	remote := c.Remote()
 	b.Bytes16(schemas.NetPeerAddress, remote.Addr().As16())
 	b.Uint32(schemas.NetPeerPort, uint32(remote.Port()))
+	if action != bpf.ActionAccept && action != bpf.ActionDup {
+		b.Str(schemas.NetPeerDomain, l.peerName(remote.Addr()))
+	}
 }
 
 // families and socketTypes are the names of the numbers that the sensor
@@ -655,25 +675,6 @@ func (l *lane) eventID(cpu uint32, seq uint64) [16]byte {
 	return xxh3.Hash128(l.idBuf[:]).Bytes()
 }
 
-// maxOrderWait bounds how long a file or network event waits for the process
-// events before it.
+// maxOrderWait bounds how long an event waits for those of another class before
+// it.
 const maxOrderWait = 20 * time.Millisecond
-
-// awaitProcesses returns when the tree has taken in every process event up to
-// now, so that a process's first file is not told of the program it ran
-// before. The rings are separate, and this is what puts them back in order.
-func (s *sensor) awaitProcesses() {
-	var start time.Time
-	for cpu := range s.handled {
-		target := s.kernel.Submitted(uint32(cpu), bpf.ClassProcess)
-		for s.handled[cpu].Load() < target {
-			if start.IsZero() {
-				start = time.Now()
-			} else if time.Since(start) > maxOrderWait {
-				s.metrics.unordered.Inc()
-				return
-			}
-			time.Sleep(20 * time.Microsecond)
-		}
-	}
-}

@@ -5,11 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"picket/internal/natsserver/natstest"
 	"picket/schemas"
 	"picket/services/sensor"
+	"picket/services/sensor/containerid"
 )
 
 func needRoot(t *testing.T) {
@@ -162,7 +164,7 @@ func TestLive(t *testing.T) {
 			pid := int(b.Uint(schemas.ProcessPID, r))
 			switch b.Str(schemas.Action, r) {
 			case "exec":
-				if b.Str(schemas.ExecFilename, r) == "/bin/true" {
+				if b.Str(schemas.ExecFilename, r) == "/bin/true" && b.Uint(schemas.ProcessParentPID, r) == uint64(os.Getpid()) {
 					execs++
 				}
 				if pid == cmd.ProcessState.Pid() && name == "sh" {
@@ -413,20 +415,26 @@ func TestRingEmptied(t *testing.T) {
 	}
 }
 
-// cgroupRoot is where cgroup v2 is mounted.
-func cgroupRoot(t *testing.T) string {
+// container makes the cgroup that a runtime would make for a container, where
+// this node's containers are, and returns what puts a command into it.
+func container(t *testing.T, id string) func(name string, args ...string) *exec.Cmd {
 	t.Helper()
-	mounts, err := os.ReadFile("/proc/self/mounts")
+	h, err := containerid.NodeHierarchy()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); f[2] == "cgroup2" {
-			return f[1]
-		}
+	dir := filepath.Join(h.Mount, fmt.Sprintf("picket-test-%d", os.Getpid()), "docker-"+id+".scope")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("cgroup v2 is mounted nowhere")
-	return ""
+	t.Cleanup(func() {
+		if err := errors.Join(os.Remove(dir), os.Remove(filepath.Dir(dir))); err != nil {
+			t.Error(err)
+		}
+	})
+	return func(name string, args ...string) *exec.Cmd {
+		return exec.Command("sh", append([]string{"-c", `echo $$ >"$0" && exec "$@"`, filepath.Join(dir, "cgroup.procs"), name}, args...)...)
+	}
 }
 
 // TestCrowded: a container that makes more events than there is room for is
@@ -438,20 +446,7 @@ func TestCrowded(t *testing.T) {
 	cfg.Kernel.FileRing, cfg.Kernel.Share = 64<<10, 20
 	stop := start(t, cfg)
 	id := strings.Repeat("c0ffee12", 8)
-	cgroup := filepath.Join(cgroupRoot(t), fmt.Sprintf("picket-test-%d", os.Getpid()), "docker-"+id+".scope")
-	if err := os.MkdirAll(cgroup, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(os.Remove(cgroup), os.Remove(filepath.Dir(cgroup))); err != nil {
-			t.Error(err)
-		}
-	})
-	dir, err := os.Open(cgroup)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
+	in := container(t, id)
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -461,9 +456,7 @@ func TestCrowded(t *testing.T) {
 		t.Fatal(err)
 	}
 	// This binary again: see TestMain in bench_test.go.
-	storm := exec.Command(self, "picket-open-storm", "50000", file)
-	storm.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	if out, err := storm.CombinedOutput(); err != nil {
+	if out, err := in(self, "picket-open-storm", "50000", file).CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
 	time.Sleep(200 * time.Millisecond)
@@ -491,4 +484,78 @@ func TestCrowded(t *testing.T) {
 	if seen != rows+lost || limited == 0 {
 		t.Errorf("%d seen, %d published, %d lost, %d of them left out of the container", seen, rows, lost, limited)
 	}
+}
+
+// TestLiveDNS: questions and answers with the process that asked, and the name
+// on the connection that follows.
+func TestLiveDNS(t *testing.T) {
+	needRoot(t)
+	s := natstest.Start(t)
+	cfg := config(t, s)
+	stop := start(t, cfg)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "picket-dns") // see dns_helper_test.go
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	pid := uint64(cmd.Process.Pid)
+	time.Sleep(300 * time.Millisecond)
+	stop()
+
+	var got, peers []string
+	var seen, rows uint64
+	for _, b := range batches(t, s) {
+		if b.Class() == schemas.DNS {
+			rows += uint64(b.Rows())
+		}
+		for r := range b.Rows() {
+			if b.Class() == schemas.Health && b.Str(schemas.HealthClass, r) == "dns" && b.Str(schemas.HealthReason, r) == "kernel_seen" {
+				seen = max(seen, b.Uint(schemas.HealthTotal, r))
+			}
+			if b.Class() == schemas.Audit || b.Class() == schemas.Health || b.Uint(schemas.ProcessPID, r) != pid {
+				continue
+			}
+			switch b.Class() {
+			case schemas.Network:
+				if b.Str(schemas.Action, r) == "connect" && b.Uint(schemas.NetPeerPort, r) == 4444 {
+					peers = append(peers, b.Str(schemas.NetPeerDomain, r))
+				}
+			case schemas.DNS:
+				duration := b.Uint(schemas.DNSDuration, r)
+				if answered := b.Str(schemas.Action, r) == "response"; (duration > 0) != answered || duration > 1e10 {
+					t.Errorf("a %s after %d ns", b.Str(schemas.Action, r), duration)
+				}
+				records := strings.Join(slices.Collect(b.List(schemas.DNSRecords, r)), ",")
+				got = append(got, fmt.Sprintf("%s %s %s %s %s [%s] %s %d %s:%d %s", b.Str(schemas.NetTransport, r), b.Str(schemas.Action, r), b.Str(schemas.DNSQuestion, r), b.Str(schemas.DNSQuestionType, r),
+					b.Str(schemas.DNSResponseCode, r), strings.Join(slices.Collect(b.List(schemas.DNSAnswers, r)), ","), records[:min(len(records), 40)], b.Uint(schemas.DNSBytes, r),
+					address(b, schemas.NetPeerAddress, r), b.Uint(schemas.NetPeerPort, r), b.Str(schemas.DNSMalformed, r)))
+			}
+		}
+	}
+	want := []string{
+		"udp query example.test A  []  30 127.0.0.1:53 ",
+		"udp response example.test A NOERROR [127.0.0.2] example.test CNAME edge.test,edge.test A 69 127.0.0.1:53 ",
+		"udp query no.such.name A  []  30 127.0.0.1:53 ",
+		"udp response no.such.name A NXDOMAIN []  30 127.0.0.1:53 ",
+		"tcp query text.test TXT  []  27 127.0.0.1:53 ",
+		"tcp response text.test TXT NOERROR [] text.test TXT xxxxxxxxxxxxxxxxxxxxxxxxxx 3063 127.0.0.1:53 ",
+		"udp query    []  4 127.0.0.1:53 header: unpacking header: questions: insufficient data for base length type",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if len(peers) != 1 || peers[0] != "example.test" {
+		t.Errorf("connected to %q, want example.test", peers)
+	}
+	if seen != rows || rows == 0 {
+		t.Errorf("%d seen, %d published", seen, rows)
+	}
+}
+
+func address(b *batch.Batch, id schemas.FieldID, row int) netip.Addr {
+	a, _ := b.Bytes16(id, row)
+	return netip.AddrFrom16(a).Unmap()
 }

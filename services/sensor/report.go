@@ -58,16 +58,17 @@ func (s *sensor) report(ctx context.Context) {
 		select {
 		case <-tick.C:
 			s.syncClock()
-			s.account()
+			s.account(false)
 		case <-ctx.Done():
-			s.account()
+			s.account(true)
 			return
 		}
 	}
 }
 
-// account takes the kernel's counters into the metrics and a health report.
-func (s *sensor) account() {
+// account takes the kernel's counters into the metrics and a health report; last
+// says that nothing follows, and that the lanes have read all there is.
+func (s *sensor) account(last bool) {
 	counters, err := s.kernel.Counters()
 	if err != nil {
 		s.log.Error("kernel counters", "error", err)
@@ -104,6 +105,9 @@ func (s *sensor) account() {
 		}
 		if bpf.Class(i) == bpf.ClassProcess {
 			count(counterThreads, t.Threads)
+		}
+		if last {
+			s.submitted[i] = t.Submitted
 		}
 		s.emptied(bpf.Class(i), t.Submitted)
 		s.crowded(bpf.Class(i), t.Limited)

@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -122,9 +123,10 @@ type sensor struct {
 	// offset is what to add to CLOCK_BOOTTIME for wall clock time, ns; it
 	// follows the wall clock when somebody sets it.
 	offset atomic.Int64
-	// handled has, per CPU, the number of the last process event that the
-	// tree has taken in.
-	handled []atomic.Uint64
+	// handled says how far the classes are that others wait for.
+	handled [bpf.NumClasses]progress
+	// names has what addresses were asked for by, by network namespace.
+	names *lru.Cache[namedAddress, string]
 	// late counts, per class and CPU, events that the previous run had
 	// spooled without noting it in the ledger.
 	late [bpf.NumClasses][]uint64
@@ -144,6 +146,21 @@ type sensor struct {
 	// programs over: by class, and by cgroup.
 	limited   [bpf.NumClasses]uint64
 	limitedBy map[limitedCgroup]uint64
+}
+
+// progress is how far a class's events have been taken in.
+type progress struct {
+	last []atomic.Uint64 // by CPU: the number of the last one
+	time atomic.Uint64   // of the last one, CLOCK_BOOTTIME: later ones come later, up to what CPUs do at once
+}
+
+func (p *progress) advance(cpu uint32, seq, time uint64) {
+	if int64(cpu) < int64(len(p.last)) && seq > p.last[cpu].Load() {
+		p.last[cpu].Store(seq)
+	}
+	if time > p.time.Load() {
+		p.time.Store(time)
+	}
 }
 
 // limitedCgroup is a cgroup of which events of a class were left out.
@@ -171,22 +188,34 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if cfg.Redact.Enabled {
 		s.redact = redact.New(cfg.Redact.Words)
 	}
-	// The kernel reports cgroup2's ids, whatever carries the containers.
-	hierarchy, err := containerid.Cgroup2()
+	hierarchy, err := containerid.NodeHierarchy()
 	if err != nil {
 		return nil, err
 	}
 	if s.cgroups, err = containerid.NewResolver(hierarchy); err != nil {
 		return nil, err
 	}
-	s.kernel, err = bpf.Load(bpf.Options{Instance: cfg.Kernel.Instance, BPFFS: cfg.Kernel.BPFFS,
-		ProcessRing: cfg.Kernel.ProcessRing, FileRing: cfg.Kernel.FileRing, NetworkRing: cfg.Kernel.NetworkRing, KernelRing: cfg.Kernel.KernelRing})
+	if s.names, err = lru.New[namedAddress, string](maxNames); err != nil {
+		return nil, errors.Join(err, s.cgroups.Close())
+	}
+	options := bpf.Options{Instance: cfg.Kernel.Instance, BPFFS: cfg.Kernel.BPFFS, Controller: hierarchy.Controller, Hierarchy: hierarchy.ID,
+		ProcessRing: cfg.Kernel.ProcessRing, FileRing: cfg.Kernel.FileRing, NetworkRing: cfg.Kernel.NetworkRing, KernelRing: cfg.Kernel.KernelRing, DNSRing: cfg.Kernel.DNSRing}
+	if cfg.Kernel.DNS {
+		if c2, err := containerid.Cgroup2(); err != nil {
+			log.Warn("no DNS is seen", "error", err)
+		} else {
+			options.Cgroup2 = c2.Mount
+		}
+	}
+	s.kernel, err = bpf.Load(options)
 	if err != nil {
 		s.cgroups.Close()
 		return nil, err
 	}
 	s.syncClock()
-	s.handled = make([]atomic.Uint64, s.kernel.CPUs())
+	for c := range s.handled {
+		s.handled[c].last = make([]atomic.Uint64, s.kernel.CPUs())
+	}
 	if err := s.takeUp(notes); err != nil {
 		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
 	}
@@ -272,15 +301,13 @@ func (s *sensor) takeUp(notes []json.RawMessage) error {
 	for _, l := range limited {
 		s.limitedBy[limitedCgroup{l.CgroupID, l.Class}] = l.Events
 	}
-	// Until the backlog is read nobody waits for process events in it.
+	// Until the backlog is read nobody waits for events in it.
 	counters, err := s.kernel.Counters()
 	if err != nil {
 		return err
 	}
 	for _, c := range counters {
-		if c.Class == bpf.ClassProcess {
-			s.handled[c.CPU].Store(c.Submitted)
-		}
+		s.handled[c.Class].last[c.CPU].Store(c.Submitted)
 	}
 	return nil
 }
@@ -292,7 +319,10 @@ func (s *sensor) run(ctx context.Context) error {
 	lanes, ctx := errgroup.WithContext(ctx)
 	stopping := make(chan struct{})
 	for _, r := range s.kernel.Readers() {
-		l := newLane(s, r)
+		l, err := newLane(s, r)
+		if err != nil {
+			return errors.Join(err, s.kernel.Close(false))
+		}
 		lanes.Go(func() error { return l.run(stopping) })
 	}
 	lanes.Go(func() error {

@@ -1,0 +1,143 @@
+package sensor
+
+import (
+	"net/netip"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sys/unix"
+
+	"picket/bpf"
+	"picket/schemas"
+	"picket/services/sensor/dns"
+	"picket/services/sensor/proctree"
+)
+
+// Bounds of what is remembered of DNS.
+const (
+	maxNames     = 16384 // addresses with the name they were asked for by
+	maxQuestions = 2048  // questions that wait for their answer
+)
+
+// namedAddress is an address in a network namespace: a pod's names are not its
+// neighbour's.
+type namedAddress struct {
+	netNS   uint32
+	address netip.Addr
+}
+
+// question tells questions apart that one socket has under way.
+type question struct {
+	socket uint64
+	id     uint16
+}
+
+// resolver is what the lane of class dns keeps. It is used by one goroutine.
+type resolver struct {
+	streams *dns.Streams
+	asked   *lru.Cache[question, uint64] // when, CLOCK_BOOTTIME
+	msg     dns.Message
+	answers []string
+}
+
+func newResolver() (*resolver, error) {
+	asked, err := lru.New[question, uint64](maxQuestions)
+	if err != nil {
+		return nil, err
+	}
+	return &resolver{streams: dns.NewStreams(), asked: asked}, nil
+}
+
+// messages adds a row for every message that ends in the record.
+func (l *lane) messages(p *proctree.Proc) {
+	h, d := &l.ev.Header, &l.ev.DNS
+	if d.Protocol == unix.IPPROTO_UDP {
+		l.message(p, d.Data, uint32(len(d.Data)) == d.Total)
+		return
+	}
+	l.dns.streams.Add(dns.Segment{Socket: d.Socket, Response: h.Action == bpf.ActionResponse, Sequence: d.Sequence,
+		Total: d.Total, Begun: d.Begun, Messages: d.Messages, Data: d.Data}, func(msg []byte, whole bool) {
+		l.message(p, msg, whole)
+		h.Seq++
+	})
+}
+
+func (l *lane) message(p *proctree.Proc, data []byte, whole bool) {
+	h, d, b, m := &l.ev.Header, &l.ev.DNS, l.b, &l.dns.msg
+	m.Parse(data)
+	if !whole {
+		m.Malformed = "some of the message is missing: it is longer than what is carried, or a part of it was lost"
+	}
+	key := question{d.Socket, m.ID}
+	local, remote := d.Source(), d.Dest()
+	if h.Action == bpf.ActionResponse {
+		local, remote = remote, local
+		if asked, ok := l.dns.asked.Get(key); ok {
+			b.Uint64(schemas.DNSDuration, h.Time-min(asked, h.Time))
+			l.dns.asked.Remove(key)
+		}
+		if m.Question != "" {
+			for _, a := range m.Addresses {
+				l.s.names.Add(namedAddress{h.NetNS, a}, m.Question)
+			}
+		}
+	} else {
+		l.dns.asked.Add(key, h.Time)
+	}
+	b.Str(schemas.Action, h.Action.String())
+	b.Str(schemas.Syscall, "dns")
+	if d.Protocol == unix.IPPROTO_UDP {
+		b.Str(schemas.NetTransport, "udp")
+		b.Uint32(schemas.DNSBytes, d.Total)
+	} else {
+		b.Str(schemas.NetTransport, "tcp")
+		b.Uint32(schemas.DNSBytes, uint32(len(data)))
+	}
+	b.Str(schemas.NetType, families[d.Family])
+	b.Bytes16(schemas.NetLocalAddress, local.Addr().As16())
+	b.Uint32(schemas.NetLocalPort, uint32(local.Port()))
+	b.Bytes16(schemas.NetPeerAddress, remote.Addr().As16())
+	b.Uint32(schemas.NetPeerPort, uint32(remote.Port()))
+	b.Str(schemas.DNSQuestion, m.Question)
+	b.Str(schemas.DNSQuestionType, m.Type)
+	b.Str(schemas.DNSResponseCode, m.ResponseCode)
+	b.Uint32(schemas.DNSID, uint32(m.ID))
+	b.Bool(schemas.DNSTruncated, m.Truncated)
+	b.Str(schemas.DNSMalformed, m.Malformed)
+	l.dns.answers = l.dns.answers[:0]
+	for _, a := range m.Addresses {
+		l.dns.answers = append(l.dns.answers, a.String())
+	}
+	b.List(schemas.DNSAnswers, l.dns.answers)
+	b.List(schemas.DNSRecords, m.Records)
+	l.finish(p)
+}
+
+// peerName returns the name that an address was last asked for by in the acting
+// process's network; empty if none was.
+func (l *lane) peerName(a netip.Addr) string {
+	l.s.await(bpf.ClassDNS, l.ev.Header.Time)
+	name, _ := l.s.names.Get(namedAddress{l.ev.Header.NetNS, a})
+	return name
+}
+
+// await returns when every event of a class that was submitted before the given
+// time has been taken in, so that a process's first file is not told of the
+// program it ran before, nor a connection without the name that was asked for.
+// The rings are separate, and this is what puts them back in order.
+func (s *sensor) await(class bpf.Class, before uint64) {
+	var start time.Time
+	p := &s.handled[class]
+	for cpu := range p.last {
+		target := s.kernel.Submitted(uint32(cpu), class)
+		for p.last[cpu].Load() < target && p.time.Load() < before {
+			if start.IsZero() {
+				start = time.Now()
+			} else if time.Since(start) > maxOrderWait {
+				s.metrics.unordered.Inc()
+				return
+			}
+			time.Sleep(20 * time.Microsecond)
+		}
+	}
+}
