@@ -171,7 +171,12 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if cfg.Redact.Enabled {
 		s.redact = redact.New(cfg.Redact.Words)
 	}
-	if s.cgroups, err = containerid.NewResolver(); err != nil {
+	// The kernel reports cgroup2's ids, whatever carries the containers.
+	hierarchy, err := containerid.Cgroup2()
+	if err != nil {
+		return nil, err
+	}
+	if s.cgroups, err = containerid.NewResolver(hierarchy); err != nil {
 		return nil, err
 	}
 	s.kernel, err = bpf.Load(bpf.Options{Instance: cfg.Kernel.Instance, BPFFS: cfg.Kernel.BPFFS,

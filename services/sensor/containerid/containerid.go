@@ -29,7 +29,8 @@ var scopePrefixes = []struct{ prefix, runtime string }{
 // containers are nested (kind, Docker in Docker) the innermost counts. Path
 // forms: cgroupfs driver /kubepods/<qos>/pod<uid>/<id>; systemd driver
 // kubepods-<qos>-pod<uid with _>.slice/<runtime>-<id>.scope; containerd's
-// slice:cri-containerd:<id>; Docker's /docker/<id>. Deeper cgroups that a
+// slice:cri-containerd:<id>; Docker's /docker/<id>, containerd's
+// /<namespace>/<id>. Deeper cgroups that a
 // container makes for itself belong to it.
 func Parse(path string) Info {
 	var in Info
@@ -50,6 +51,8 @@ func Parse(path string) Info {
 				case podUID(parent) != "":
 				case parent == "docker":
 					runtime = "docker"
+				case parent == "default" || parent == "k8s.io": // containerd's namespace
+					runtime = "containerd"
 				default:
 					continue
 				}

@@ -2,11 +2,12 @@ package containerid
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
@@ -17,49 +18,73 @@ const cacheSize = 16384
 
 // Resolver finds the container of a cgroup id. It is safe for concurrent use.
 type Resolver struct {
-	mount *os.File // a directory of the cgroup2 file system
-	root  string   // its path
+	h     Hierarchy
+	mount *os.File // its root
+	at    string   // where the kernel says that mount is
 	cache *lru.Cache[uint64, Info]
 }
 
-// NewResolver opens the cgroup2 file system, wherever it is mounted.
-func NewResolver() (*Resolver, error) {
-	root, err := cgroup2Mount()
+// NewResolver returns a resolver of the ids of one hierarchy, which knows the
+// cgroups that are there. Ids of another hierarchy must not be asked of it.
+func NewResolver(h Hierarchy) (*Resolver, error) {
+	f, err := os.Open(h.Mount)
 	if err != nil {
-		return nil, err
-	}
-	f, err := os.Open(root)
-	if err != nil {
-		return nil, fmt.Errorf("cgroup2 file system: %w", err)
+		return nil, fmt.Errorf("%s file system: %w", h, err)
 	}
 	c, err := lru.New[uint64, Info](cacheSize)
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	return &Resolver{mount: f, root: root, cache: c}, nil
+	r := &Resolver{h: h, mount: f, cache: c}
+	// Through /proc/1/root a path is told from the host's root.
+	if r.at, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd())); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s file system: %w", h, err)
+	}
+	r.walk()
+	return r, nil
 }
+
+// Hierarchy returns the hierarchy whose ids are resolved.
+func (r *Resolver) Hierarchy() Hierarchy { return r.h }
 
 // Close releases the file system.
 func (r *Resolver) Close() error { return r.mount.Close() }
 
-// cgroup2Mount finds the mount point: /sys/fs/cgroup, or beside version 1
-// hierarchies /sys/fs/cgroup/unified.
-func cgroup2Mount() (string, error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return "", fmt.Errorf("mounts: %w", err)
+// Add tells of a cgroup: its id, and its path from the root of the hierarchy.
+// An empty path is not taken in.
+func (r *Resolver) Add(id uint64, path string) {
+	if path != "" {
+		r.cache.Add(id, Parse(path))
 	}
-	for line := range strings.Lines(string(b)) {
-		// … mountpoint options… - fstype source options (proc_pid_mountinfo(5))
-		before, after, ok := strings.Cut(line, " - ")
-		f := strings.Fields(before)
-		if ok && strings.HasPrefix(after, "cgroup2 ") && len(f) >= 5 {
-			return f[4], nil
-		}
-	}
-	return "", errors.New("no cgroup2 file system is mounted: Picket needs it to name containers (mount -t cgroup2 none /sys/fs/cgroup/unified)")
 }
+
+// rootInode is the inode of a hierarchy's root: the first of its file system.
+const rootInode = 1
+
+// walk takes in the cgroups that exist, as many as are kept. What cannot be
+// read, and what goes away meanwhile, is left to Resolve.
+func (r *Resolver) walk() {
+	if st, err := r.mount.Stat(); err != nil || inode(st) != rootInode {
+		return // a part of the tree, whose paths do not begin at the root
+	}
+	left := cacheSize
+	filepath.WalkDir(r.h.Mount, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil
+		}
+		if left--; left < 0 {
+			return fs.SkipAll
+		}
+		if info, err := d.Info(); err == nil {
+			r.Add(inode(info), "/"+strings.TrimPrefix(strings.TrimPrefix(path, r.h.Mount), "/"))
+		}
+		return nil
+	})
+}
+
+func inode(f fs.FileInfo) uint64 { return f.Sys().(*syscall.Stat_t).Ino }
 
 // fileIDKernfs is FILEID_KERNFS (linux/exportfs.h): the handle of a kernfs
 // node is its 64-bit id, which is the cgroup id.
@@ -74,13 +99,28 @@ func (r *Resolver) Resolve(id uint64, pid uint32) (in Info, ok bool) {
 		return in, true
 	}
 	path, err := r.path(id)
+	if err == nil {
+		in = Parse(path)
+		r.cache.Add(id, in)
+		return in, true
+	}
+	path, err = r.pathOf(pid)
 	if err != nil {
-		if path, err = pathOf(pid); err != nil {
+		return Info{}, false
+	}
+	// The process may have been moved since, or have left for the root when it
+	// exited.
+	path, gone := strings.CutSuffix(path, " (deleted)")
+	in = Parse(path)
+	if gone || strings.HasPrefix(path, "/..") { // outside of the sensor's cgroup namespace
+		return in, true
+	}
+	if st, err := os.Stat(filepath.Join(r.h.Mount, path)); err == nil {
+		if inode(st) != id {
 			return Info{}, false
 		}
+		r.cache.Add(id, in)
 	}
-	in = Parse(path)
-	r.cache.Add(id, in)
 	return in, true
 }
 
@@ -96,19 +136,17 @@ func (r *Resolver) path(id uint64) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return strings.TrimPrefix(p, filepath.Clean(r.root)), nil
+	return strings.TrimPrefix(p, r.at), nil
 }
 
-// pathOf reads the process's cgroup2 path.
-func pathOf(pid uint32) (string, error) {
+// pathOf reads the process's path in the hierarchy.
+func (r *Resolver) pathOf(pid uint32) (string, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
 		return "", err
 	}
-	for line := range strings.Lines(string(b)) {
-		if p, ok := strings.CutPrefix(line, "0::"); ok {
-			return strings.TrimSpace(p), nil
-		}
+	if p, ok := pathIn(string(b), r.h); ok {
+		return p, nil
 	}
-	return "", errors.New("no cgroup2 entry")
+	return "", fmt.Errorf("no %s entry", r.h)
 }
