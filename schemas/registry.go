@@ -80,6 +80,7 @@ var (
 	NamespaceUser        = add(Field{Name: "namespace_user", Type: Uint32, Classes: node, Doc: "Inode of the user namespace."})
 	ContainerID          = add(Field{Name: "container_id", Type: Name, Classes: node, Wide: true, Doc: "Full id of the container, from the cgroup path; empty on the host."})
 	ContainerRuntime     = add(Field{Name: "container_runtime", Type: Name, Classes: node, Doc: "Runtime as the cgroup path tells it: containerd, cri-o, docker; empty when it does not."})
+	ContainerExec        = add(Field{Name: "container_exec_pid", Type: Uint32, Classes: node, Rule: []string{"container.exec_pid"}, Doc: "Process that was put into the running container from outside (kubectl exec, docker exec, an exec probe) and that this one descends from, itself included: its id in the host's pid namespace; 0 when it descends from the container's first process. A name of Picket's own."})
 	PodUID               = add(Field{Name: "k8s_pod_uid", Type: Name, Classes: person, Wide: true, Rule: []string{"k8s.pod.uid"}, Doc: "UID of the pod: from the cgroup path; for audit of the pod whose token made the call."})
 
 	// exec and exit.

@@ -258,7 +258,12 @@ func (l *lane) exec() {
 	if old := l.s.tree.Get(h.TGID, h.StartTime); old != nil {
 		l.before(old)
 	}
-	p := l.s.tree.Exec(h.TGID, h.StartTime, h.ParentTGID, h.Time, func(p *proctree.Proc) {
+	container := ""
+	if h.MntNS != l.s.hostMnt {
+		c, _ := l.s.cgroups.Resolve(h.CgroupID, h.TGID)
+		container = c.ContainerID
+	}
+	p := l.s.tree.Exec(h.TGID, h.StartTime, h.ParentTGID, h.Time, container, func(p *proctree.Proc) {
 		p.Name = bpf.String(h.Comm[:])
 		p.Exe = string(e.Exe)
 		p.Command, p.Args = "", ""
@@ -267,7 +272,7 @@ func (l *lane) exec() {
 		}
 		p.Cwd = string(e.Cwd)
 		p.TTY, p.SessionID, p.GroupID = e.TTYDev, e.SID, e.PGID
-		p.VPID, p.PIDNS = h.NSPID, h.PIDNS
+		p.VPID, p.PIDNS, p.MntNS = h.NSPID, h.PIDNS, h.MntNS
 		p.HasCredentials, p.UserID, p.CapEffective, p.CapPermitted = true, h.EUID, e.CapEffective, e.CapPermitted
 	})
 	b := l.b
@@ -322,7 +327,8 @@ func splitArgs(args []byte) []string {
 // fork is told of the child: it is the process that begins to act.
 func (l *lane) fork() {
 	h, f := &l.ev.Header, &l.ev.Fork
-	p := l.s.tree.Fork(f.ChildParentTGID, f.ChildTGID, f.ChildParentStartTime, f.ChildStartTime, h.Time, bpf.String(h.Comm[:]), f.ChildNSPID, f.ChildPIDNS)
+	p := l.s.tree.Fork(proctree.Ref{PID: h.TGID, Start: h.StartTime}, proctree.Ref{PID: f.ChildParentTGID, Start: f.ChildParentStartTime},
+		proctree.Ref{PID: f.ChildTGID, Start: f.ChildStartTime}, h.Time, bpf.String(h.Comm[:]), f.ChildNSPID, f.ChildPIDNS, f.ChildMntNS)
 	l.b.Str(schemas.Action, "fork")
 	l.b.Str(schemas.Syscall, l.ev.Syscall())
 	if f.CloneFlags != 0 {
@@ -518,7 +524,7 @@ func (l *lane) earlier(p *proctree.Proc) *told {
 // The columns that each part of told stands for.
 var (
 	toldAlways    = []schemas.FieldID{schemas.SchemaVer, schemas.Cluster, schemas.Node}
-	toldProc      = []schemas.FieldID{schemas.ProcessName, schemas.ProcessExe, schemas.ProcessCommand, schemas.ProcessArgs, schemas.ProcessCwd, schemas.ProcessTTY, schemas.ProcessSessionPID, schemas.ProcessGroupPID, schemas.ProcessCapEffective, schemas.ProcessCapPermitted}
+	toldProc      = []schemas.FieldID{schemas.ProcessName, schemas.ProcessExe, schemas.ProcessCommand, schemas.ProcessArgs, schemas.ProcessCwd, schemas.ProcessTTY, schemas.ProcessSessionPID, schemas.ProcessGroupPID, schemas.ProcessCapEffective, schemas.ProcessCapPermitted, schemas.ContainerExec}
 	toldSession   = []schemas.FieldID{schemas.ProcessSessionName}
 	toldAncestors = []schemas.FieldID{schemas.AncestorNames, schemas.AncestorExes, schemas.ParentName, schemas.ParentExe, schemas.ParentCommand, schemas.ParentArgs}
 	toldContainer = []schemas.FieldID{schemas.ContainerID, schemas.ContainerRuntime, schemas.PodUID}
@@ -571,6 +577,7 @@ func (l *lane) finish(p *proctree.Proc) {
 		b.Uint32(schemas.ProcessGroupPID, p.GroupID)
 		b.Uint64(schemas.ProcessCapEffective, p.CapEffective)
 		b.Uint64(schemas.ProcessCapPermitted, p.CapPermitted)
+		b.Uint32(schemas.ContainerExec, p.ContainerExec)
 	}
 	leader := s.tree.At(p.SessionID, 0, h.Time)
 	if again && t.session == leader {

@@ -119,6 +119,8 @@ type sensor struct {
 	metrics     *metrics
 
 	bootID string
+	// hostMnt is the host's mount namespace.
+	hostMnt uint32
 	// offset is what to add to CLOCK_BOOTTIME for wall clock time, ns; it
 	// follows the wall clock when somebody sets it.
 	offset atomic.Int64
@@ -168,6 +170,9 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 		health:  health.New("sensor", cfg.Cluster, cfg.Node, box.RunID(), log, reg),
 		metrics: newMetrics(reg),
 	}
+	if s.hostMnt = proctree.Namespace("/proc/1", "mnt"); s.hostMnt == 0 {
+		s.hostMnt = proctree.Namespace("/proc/self", "mnt") // pid 1 may do more than this process
+	}
 	if cfg.Redact.Enabled {
 		s.redact = redact.New(cfg.Redact.Words)
 	}
@@ -206,7 +211,10 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if err := s.kernel.SetUnwanted(cfg.Kernel.Unwanted); err != nil {
 		return nil, errors.Join(fmt.Errorf("kernel.unwanted_calls: %w", err), s.kernel.Close(true), s.cgroups.Close())
 	}
-	n, err := s.tree.Seed("/proc")
+	n, err := s.tree.Seed("/proc", s.hostMnt, func(pid uint32) string {
+		c, _ := s.cgroups.ResolvePID(pid)
+		return c.ContainerID
+	})
 	if err != nil {
 		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
 	}
