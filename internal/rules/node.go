@@ -753,13 +753,16 @@ var containerFields = []field{
 			}
 			return append(dst, r.str(schemas.ContainerID)...)
 		})},
-	{name: "container.name", doc: "Name of the container in its pod; host outside of containers.",
-		readers: textOf(nodeClasses, keys(schemas.ContainerID, schemas.K8sContainerName), func(dst []byte, r *row, _ *argument) []byte {
+	{name: "container.name", doc: "Name of the container in its pod, or that its runtime gives it; host outside of containers.",
+		readers: textOf(nodeClasses, keys(schemas.ContainerID, schemas.K8sContainerName, schemas.ContainerName), func(dst []byte, r *row, _ *argument) []byte {
 			dst, host := onHost(dst, r)
 			if host {
 				return dst
 			}
-			return append(dst, r.str(schemas.K8sContainerName)...)
+			if name := r.str(schemas.K8sContainerName); name != "" {
+				return append(dst, name...)
+			}
+			return append(dst, r.str(schemas.ContainerName)...)
 		})},
 	{name: "container.type", doc: "Runtime: containerd, cri-o, docker; host outside of containers.",
 		readers: textOf(nodeClasses, keys(schemas.ContainerID, schemas.ContainerRuntime), func(dst []byte, r *row, _ *argument) []byte {

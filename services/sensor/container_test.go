@@ -71,7 +71,7 @@ func (r *runtime) removeCgroups() {
 func (r *runtime) bundle(args ...string) string {
 	r.t.Helper()
 	r.made++
-	id := fmt.Sprintf("%064x", r.made)
+	id := fmt.Sprintf("%060x%04x", os.Getpid(), r.made)
 	namespaces := []map[string]string{}
 	for _, ns := range []string{"pid", "ipc", "uts", "mount"} {
 		namespaces = append(namespaces, map[string]string{"type": ns})
@@ -101,6 +101,25 @@ func (r *runtime) bundle(args ...string) string {
 		r.t.Fatal(err)
 	}
 	return id
+}
+
+// keepState writes of a container what containerd would, where it would.
+func (r *runtime) keepState(id string) {
+	r.t.Helper()
+	dir := "/run/containerd/io.containerd.runtime.v2.task/k8s.io/" + id
+	r.t.Cleanup(func() {
+		os.Remove(filepath.Join(dir, "config.json"))
+		for d := dir; d != "/run"; d = filepath.Dir(d) {
+			os.Remove(d) // unless a runtime of this machine has something in it
+		}
+	})
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		r.t.Fatal(err)
+	}
+	state := `{"annotations":{"io.kubernetes.cri.container-name":"app","io.kubernetes.cri.image-name":"registry.example.com/web:1.2","io.kubernetes.cri.sandbox-name":"web-1","io.kubernetes.cri.sandbox-namespace":"shop"}}`
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(state), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 func (r *runtime) command(args ...string) *exec.Cmd {
@@ -175,6 +194,7 @@ func TestContainers(t *testing.T) {
 	}
 
 	long := r.bundle("/bin/busybox", "sh", "-c", "while :; do busybox true own; busybox usleep 50000; done")
+	r.keepState(long)
 	r.runDetached(long)
 	// Its children, one of which outlives its parent, and one that goes on.
 	r.do("exec", long, "/bin/busybox", "sh", "-c", "busybox true root; (busybox sh -c 'busybox usleep 100000; busybox true orphan' &) ; (busybox true forked)")
@@ -210,6 +230,11 @@ func TestContainers(t *testing.T) {
 			root := b.Uint(schemas.ContainerExec, i)
 			switch kind {
 			case "own":
+				names := b.Str(schemas.ContainerRuntime, i) + " " + b.Str(schemas.ContainerName, i) + " " + b.Str(schemas.ContainerImage, i) + " " + b.Str(schemas.ContainerImageTag, i) + " " +
+					b.Str(schemas.PodName, i) + " " + b.Str(schemas.Namespace, i)
+				if names != "containerd app registry.example.com/web 1.2 web-1 shop" {
+					t.Errorf("names from containerd's state: %q", names)
+				}
 				if root != 0 {
 					t.Errorf("a child of the container's own is told as one of %d from outside", root)
 				}

@@ -2,6 +2,7 @@ package sensor
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"picket/internal/batch"
 	"picket/internal/outbox"
 	"picket/schemas"
+	"picket/services/sensor/containerid"
 	"picket/services/sensor/proctree"
 )
 
@@ -527,8 +529,9 @@ var (
 	toldProc      = []schemas.FieldID{schemas.ProcessName, schemas.ProcessExe, schemas.ProcessCommand, schemas.ProcessArgs, schemas.ProcessCwd, schemas.ProcessTTY, schemas.ProcessSessionPID, schemas.ProcessGroupPID, schemas.ProcessCapEffective, schemas.ProcessCapPermitted, schemas.ContainerExec}
 	toldSession   = []schemas.FieldID{schemas.ProcessSessionName}
 	toldAncestors = []schemas.FieldID{schemas.AncestorNames, schemas.AncestorExes, schemas.ParentName, schemas.ParentExe, schemas.ParentCommand, schemas.ParentArgs}
-	toldContainer = []schemas.FieldID{schemas.ContainerID, schemas.ContainerRuntime, schemas.PodUID}
-	toldUser      = []schemas.FieldID{schemas.ProcessLoginUserID, schemas.ProcessLoginUserName, schemas.ProcessUserName, schemas.ProcessGroupName}
+	toldContainer = []schemas.FieldID{schemas.ContainerID, schemas.ContainerRuntime, schemas.PodUID, schemas.ContainerName, schemas.ContainerImageID,
+		schemas.ContainerImage, schemas.ContainerImageTag, schemas.ContainerImageHash, schemas.PodName, schemas.Namespace}
+	toldUser = []schemas.FieldID{schemas.ProcessLoginUserID, schemas.ProcessLoginUserName, schemas.ProcessUserName, schemas.ProcessGroupName}
 )
 
 // finish sets what every event has, and ends the row.
@@ -633,8 +636,18 @@ func (l *lane) container() (known bool) {
 		s.metrics.unnamed.Inc()
 	}
 	b.Str(schemas.ContainerID, c.ContainerID)
-	b.Str(schemas.ContainerRuntime, c.Runtime)
 	b.Str(schemas.PodUID, c.PodUID)
+	if c.ContainerID != "" {
+		n := l.namesOf(c.ContainerID)
+		b.Str(schemas.ContainerRuntime, cmp.Or(c.Runtime, n.Runtime))
+		b.Str(schemas.ContainerName, n.Container)
+		b.Str(schemas.ContainerImageID, n.ImageID)
+		b.Str(schemas.ContainerImage, n.Image)
+		b.Str(schemas.ContainerImageTag, n.Tag)
+		b.Str(schemas.ContainerImageHash, n.Digest)
+		b.Str(schemas.PodName, n.Pod)
+		b.Str(schemas.Namespace, n.PodNamespace)
+	}
 
 	// A container has a passwd file of its own; only root is root everywhere.
 	login := int64(-1)
@@ -651,6 +664,24 @@ func (l *lane) container() (known bool) {
 		b.Str(schemas.ProcessUserName, "root")
 	}
 	return known
+}
+
+// namesOf returns what the runtime says of a container: read at the first event
+// in it, once.
+func (l *lane) namesOf(id string) containerid.Names {
+	s, h := l.s, &l.ev.Header
+	if n, ok := s.runtimes.Known(id); ok {
+		return n
+	}
+	outside := h.ParentTGID
+	if in, ok := s.cgroups.ResolvePID(outside); !ok || in.ContainerID == "" || in.ContainerID == id {
+		outside = 0 // on the host, which is looked through anyway; or one that must not speak for itself
+	}
+	n, ok := s.runtimes.Read(id, outside)
+	if !ok {
+		s.metrics.nameless.Inc()
+	}
+	return n
 }
 
 // eventID is the hash of everything that makes the event unique; see

@@ -110,9 +110,11 @@ type sensor struct {
 	kernel  *bpf.Kernel
 	tree    *proctree.Tree
 	cgroups *containerid.Resolver
-	users   *passwd.Names
-	groups  *passwd.Names
-	redact  *redact.Policy
+	// runtimes tells the names of containers, where it can.
+	runtimes *containerid.Runtimes
+	users    *passwd.Names
+	groups   *passwd.Names
+	redact   *redact.Policy
 	// environment are the names of the variables that are kept.
 	environment map[string]struct{}
 	health      *health.Reporter
@@ -165,7 +167,7 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	}
 	s := &sensor{
 		cfg: cfg, log: log, box: box, bootID: strings.TrimSpace(string(boot)),
-		tree: proctree.New(), limitedBy: map[limitedCgroup]uint64{},
+		tree: proctree.New(), runtimes: containerid.NewRuntimes(), limitedBy: map[limitedCgroup]uint64{},
 		users: passwd.Open("/etc/passwd"), groups: passwd.Open("/etc/group"),
 		health:  health.New("sensor", cfg.Cluster, cfg.Node, box.RunID(), log, reg),
 		metrics: newMetrics(reg),
