@@ -83,6 +83,7 @@ var (
 	ContainerName        = add(Field{Name: "container_name", Type: Name, Classes: node, Wide: true, Rule: []string{"container.name"}, Doc: "Name of the container as its runtime has it: of one in a pod its name there; empty when the runtime's state could not be read."})
 	ContainerImageID     = add(Field{Name: "container_image_id", Type: Name, Classes: node, Wide: true, Rule: []string{"container.image.id"}, Doc: "Id of the image, 64 hex digits, where the runtime keeps it with the container (Docker, CRI-O, podman)."})
 	ContainerExec        = add(Field{Name: "container_exec_pid", Type: Uint32, Classes: node, Rule: []string{"container.exec_pid"}, Doc: "Process that was put into the running container from outside (kubectl exec, docker exec, an exec probe) and that this one descends from, itself included: its id in the host's pid namespace; 0 when it descends from the container's first process. A name of Picket's own."})
+	ContainerStart       = add(Field{Name: "container_start_time", Type: Time, Classes: node, Nullable: true, Doc: "When the container's first process was forked, wall clock, nanoseconds UTC; of containers older than the sensor to 10 ms; null on the host and when it is not known."})
 	PodUID               = add(Field{Name: "k8s_pod_uid", Type: Name, Classes: person, Wide: true, Rule: []string{"k8s.pod.uid"}, Doc: "UID of the pod: from the cgroup path; for audit of the pod whose token made the call."})
 
 	// exec and exit.

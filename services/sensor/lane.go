@@ -526,7 +526,7 @@ func (l *lane) earlier(p *proctree.Proc) *told {
 // The columns that each part of told stands for.
 var (
 	toldAlways    = []schemas.FieldID{schemas.SchemaVer, schemas.Cluster, schemas.Node}
-	toldProc      = []schemas.FieldID{schemas.ProcessName, schemas.ProcessExe, schemas.ProcessCommand, schemas.ProcessArgs, schemas.ProcessCwd, schemas.ProcessTTY, schemas.ProcessSessionPID, schemas.ProcessGroupPID, schemas.ProcessCapEffective, schemas.ProcessCapPermitted, schemas.ContainerExec}
+	toldProc      = []schemas.FieldID{schemas.ProcessName, schemas.ProcessExe, schemas.ProcessCommand, schemas.ProcessArgs, schemas.ProcessCwd, schemas.ProcessTTY, schemas.ProcessSessionPID, schemas.ProcessGroupPID, schemas.ProcessCapEffective, schemas.ProcessCapPermitted, schemas.ContainerExec, schemas.ContainerStart}
 	toldSession   = []schemas.FieldID{schemas.ProcessSessionName}
 	toldAncestors = []schemas.FieldID{schemas.AncestorNames, schemas.AncestorExes, schemas.ParentName, schemas.ParentExe, schemas.ParentCommand, schemas.ParentArgs}
 	toldContainer = []schemas.FieldID{schemas.ContainerID, schemas.ContainerRuntime, schemas.PodUID, schemas.ContainerName, schemas.ContainerImageID,
@@ -581,6 +581,9 @@ func (l *lane) finish(p *proctree.Proc) {
 		b.Uint64(schemas.ProcessCapEffective, p.CapEffective)
 		b.Uint64(schemas.ProcessCapPermitted, p.CapPermitted)
 		b.Uint32(schemas.ContainerExec, p.ContainerExec)
+		if p.ContainerStart != 0 {
+			b.Int64(schemas.ContainerStart, int64(p.ContainerStart)+offset)
+		}
 	}
 	leader := s.tree.At(p.SessionID, 0, h.Time)
 	if again && t.session == leader {

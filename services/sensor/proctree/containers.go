@@ -19,30 +19,29 @@ func (t *Tree) enter(n *node, p *Proc, container string) {
 	if container == "" || p.Container == container {
 		return
 	}
-	if n.parent() == nil {
-		// Forked while nobody watched: it is taken for one of the container's own.
-		p.Container, p.ContainerExec = container, 0
-		return
+	var parent *Proc
+	if n.proc.parent != nil {
+		parent = n.proc.parent.proc
 	}
-	parent := n.parent().proc
-	if parent.Container == container {
-		p.Container, p.ContainerExec = container, parent.ContainerExec
-		return
-	}
-	if p.MntNS != 0 && p.MntNS == parent.MntNS {
-		return // a runtime's stage, where the runtime is in a container itself
-	}
-	p.Container, p.ContainerExec = container, 0
 	first, runs := t.starts[container]
 	switch {
+	case parent == nil: // forked while nobody watched: taken for one of the container's own
+		p.ContainerExec = 0
+	case parent.Container == container:
+		p.ContainerExec = parent.ContainerExec
+	case p.MntNS != 0 && p.MntNS == parent.MntNS:
+		return // a runtime's stage, where the runtime is in a container itself
 	case !runs:
-		t.starts[container] = entered{p.PID, p.Start}
-	case first.pid != p.PID || !same(first.start, p.Start):
+		first = entered{p.PID, p.Start}
+		t.starts[container] = first
+		p.ContainerExec = 0
+	case first.pid == p.PID && same(first.start, p.Start):
+		p.ContainerExec = 0
+	default:
 		p.ContainerExec = p.PID
 	}
+	p.Container, p.ContainerStart = container, first.start
 }
-
-func (n *node) parent() *node { return n.proc.parent }
 
 // leave forgets a container whose start is gone. The caller holds the lock.
 func (t *Tree) leave(p *Proc) {

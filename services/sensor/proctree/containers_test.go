@@ -72,8 +72,13 @@ func (l *life) runc(shim, pid, outside uint32, container string) {
 
 func (l *life) want(pid, root uint32) {
 	l.Helper()
-	if p := l.Get(pid, 0); p == nil || p.ContainerExec != root {
+	p := l.Get(pid, 0)
+	if p == nil || p.ContainerExec != root {
 		l.Errorf("process %d: %+v, want exec root %d", pid, p, root)
+		return
+	}
+	if first := l.starts[box]; p.Container == box && first.pid != 0 && p.ContainerStart != first.start {
+		l.Errorf("process %d: container started at %d, want %d", pid, p.ContainerStart, first.start)
 	}
 }
 

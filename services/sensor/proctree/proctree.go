@@ -35,6 +35,8 @@ type Proc struct {
 	// ContainerExec is the pid of the exec root that it descends from, itself
 	// included; 0: of the container's start, as far as is known.
 	ContainerExec uint32
+	// ContainerStart is when that start was forked, CLOCK_BOOTTIME ns; 0: not known.
+	ContainerStart uint64
 
 	// What it may do, as last known; HasCredentials is false when it never was.
 	HasCredentials             bool
@@ -294,7 +296,7 @@ func (t *Tree) Miss(p Proc, ppid uint32) *Proc {
 	t.missed++
 	parent := t.byPID[ppid]
 	if parent != nil {
-		p.Container, p.ContainerExec = parent.proc.Container, parent.proc.ContainerExec
+		p.Container, p.ContainerExec, p.ContainerStart = parent.proc.Container, parent.proc.ContainerExec, parent.proc.ContainerStart
 	}
 	return t.add(p, parent)
 }

@@ -71,6 +71,9 @@ func (t *Tree) Seed(proc string, hostMnt uint32, container func(pid uint32) stri
 		delete(byPID, pid)
 		put(f.ppid, depth+1)
 		if t.Get(f.p.PID, f.p.Start) == nil {
+			if o := first[f.p.Container]; o != nil {
+				f.p.ContainerStart = o.p.Start
+			}
 			t.seed(f.p, f.ppid, first[f.p.Container] == f)
 			n++
 		}
