@@ -120,8 +120,12 @@ type Field struct {
 	// Wide is set on a Name whose distinct values are unbounded over time
 	// (paths, arguments), which ClickHouse should not keep as LowCardinality.
 	Wide bool
-	// Enriched fields are added by the enricher; raw batches lack them.
+	// Enriched fields are added by the enricher; raw batches lack them, but for
+	// those that are Sensed.
 	Enriched bool
+	// Sensed is set on an enriched field of which the sensor tells what the
+	// container runtime says. It stands where Kubernetes says nothing.
+	Sensed bool
 	// Stored fields exist in ClickHouse only: the sink adds them.
 	Stored bool
 	// Doc is one sentence with the unit.
@@ -171,9 +175,12 @@ func Columns(c Class) []FieldID {
 	return ids
 }
 
-// RawColumns is Columns without what the enricher adds.
+// RawColumns is Columns without what only the enricher adds.
 func RawColumns(c Class) []FieldID {
-	return slices.DeleteFunc(Columns(c), func(id FieldID) bool { return id.Field().Enriched })
+	return slices.DeleteFunc(Columns(c), func(id FieldID) bool {
+		f := id.Field()
+		return f.Enriched && !(f.Sensed && node.Has(c))
+	})
 }
 
 // TableColumns returns the columns of the class's ClickHouse table.

@@ -81,7 +81,11 @@ var (
 	NamespaceNet         = add(Field{Name: "namespace_net", Type: Uint32, Classes: node, Doc: "Inode of the network namespace."})
 	NamespaceUser        = add(Field{Name: "namespace_user", Type: Uint32, Classes: node, Doc: "Inode of the user namespace."})
 	ContainerID          = add(Field{Name: "container_id", Type: Name, Classes: node, Wide: true, Doc: "Full id of the container, from the cgroup path; empty on the host."})
-	ContainerRuntime     = add(Field{Name: "container_runtime", Type: Name, Classes: node, Doc: "Runtime as the cgroup path tells it: containerd, cri-o, docker; empty when it does not."})
+	ContainerRuntime     = add(Field{Name: "container_runtime", Type: Name, Classes: node, Doc: "Runtime as the cgroup path, or where the container's state is, tells it: containerd, cri-o, docker, podman; empty when neither does."})
+	ContainerName        = add(Field{Name: "container_name", Type: Name, Classes: node, Wide: true, Rule: []string{"container.name"}, Doc: "Name of the container as its runtime has it: of one in a pod its name there; empty when the runtime's state could not be read."})
+	ContainerImageID     = add(Field{Name: "container_image_id", Type: Name, Classes: node, Wide: true, Rule: []string{"container.image.id"}, Doc: "Id of the image, 64 hex digits, where the runtime keeps it with the container (Docker, CRI-O, podman)."})
+	ContainerExec        = add(Field{Name: "container_exec_pid", Type: Uint32, Classes: node, Rule: []string{"container.exec_pid"}, Doc: "Process that was put into the running container from outside (kubectl exec, docker exec, an exec probe) and that this one descends from, itself included: its id in the host's pid namespace; 0 when it descends from the container's first process. A name of Picket's own."})
+	ContainerStart       = add(Field{Name: "container_start_time", Type: Time, Classes: node, Nullable: true, Doc: "When the container's first process was forked, wall clock, nanoseconds UTC; of containers older than the sensor to 10 ms; null on the host and when it is not known."})
 	PodUID               = add(Field{Name: "k8s_pod_uid", Type: Name, Classes: person, Wide: true, Rule: []string{"k8s.pod.uid"}, Doc: "UID of the pod: from the cgroup path; for audit of the pod whose token made the call."})
 
 	// exec and exit.
@@ -195,12 +199,12 @@ var (
 
 	// Added by the enricher.
 	Join               = add(Field{Name: "k8s_join", Type: Name, Classes: person, Enriched: true, Doc: "host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown."})
-	PodName            = add(Field{Name: "k8s_pod_name", Type: Name, Classes: person, Wide: true, Enriched: true, Rule: []string{"k8s.pod.name"}, Doc: "Pod of the acting process; for audit the pod whose token made the call."})
-	Namespace          = add(Field{Name: "k8s_namespace_name", Type: Name, Classes: person, Enriched: true, Rule: []string{"k8s.ns.name"}, Doc: "Namespace of that pod."})
-	K8sContainerName   = add(Field{Name: "k8s_container_name", Type: Name, Classes: node, Enriched: true, Rule: []string{"container.name", "k8s.container.name"}, Doc: "Name of the container in its pod."})
-	ContainerImage     = add(Field{Name: "container_image_name", Type: Name, Classes: node, Wide: true, Enriched: true, Rule: []string{"container.image.repository"}, Doc: "Image repository, registry included, without tag and digest."})
-	ContainerImageTag  = add(Field{Name: "container_image_tag", Type: Name, Classes: node, Wide: true, Enriched: true, Rule: []string{"container.image.tag"}, Doc: "Image tag."})
-	ContainerImageHash = add(Field{Name: "container_image_digest", Type: Name, Classes: node, Wide: true, Enriched: true, Rule: []string{"container.image.digest"}, Doc: "Image digest as the runtime reported it, sha256:…"})
+	PodName            = add(Field{Name: "k8s_pod_name", Type: Name, Classes: person, Wide: true, Enriched: true, Sensed: true, Rule: []string{"k8s.pod.name"}, Doc: "Pod of the acting process; for audit the pod whose token made the call."})
+	Namespace          = add(Field{Name: "k8s_namespace_name", Type: Name, Classes: person, Enriched: true, Sensed: true, Rule: []string{"k8s.ns.name"}, Doc: "Namespace of that pod."})
+	K8sContainerName   = add(Field{Name: "k8s_container_name", Type: Name, Classes: node, Enriched: true, Rule: []string{"k8s.container.name"}, Doc: "Name of the container in its pod."})
+	ContainerImage     = add(Field{Name: "container_image_name", Type: Name, Classes: node, Wide: true, Enriched: true, Sensed: true, Rule: []string{"container.image.repository"}, Doc: "Image repository, registry included, without tag and digest."})
+	ContainerImageTag  = add(Field{Name: "container_image_tag", Type: Name, Classes: node, Wide: true, Enriched: true, Sensed: true, Rule: []string{"container.image.tag"}, Doc: "Image tag."})
+	ContainerImageHash = add(Field{Name: "container_image_digest", Type: Name, Classes: node, Wide: true, Enriched: true, Sensed: true, Rule: []string{"container.image.digest"}, Doc: "Image digest as the runtime reported it, sha256:…"})
 	ContainerPriv      = add(Field{Name: "container_privileged", Type: Bool, Classes: node, Enriched: true, Rule: []string{"container.privileged"}, Doc: "The container's security context says privileged."})
 	WorkloadKind       = add(Field{Name: "k8s_workload_kind", Type: Name, Classes: person, Enriched: true, Doc: "Kind of the top owner: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, or Pod."})
 	WorkloadName       = add(Field{Name: "k8s_workload_name", Type: Name, Classes: person, Wide: true, Enriched: true, Doc: "Name of the top owner."})

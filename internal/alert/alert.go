@@ -3,6 +3,7 @@
 package alert
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"path"
@@ -77,7 +78,7 @@ func New(m rules.Match, b *batch.Batch, now time.Time) *schemas.Finding {
 		ev.Process = process(b, row)
 		f.Actor = &schemas.Actor{Process: ev.Process, User: ev.Process.User}
 		if c := str(schemas.ContainerID); c != "" {
-			f.Device.Container = &schemas.Container{UID: c, Name: str(schemas.K8sContainerName), PodUUID: str(schemas.PodUID)}
+			f.Device.Container = &schemas.Container{UID: c, Name: cmp.Or(str(schemas.K8sContainerName), str(schemas.ContainerName)), PodUUID: str(schemas.PodUID)}
 			if img := str(schemas.ContainerImage); img != "" {
 				f.Device.Container.Image = &schemas.Image{Name: img, Tag: str(schemas.ContainerImageTag), UID: str(schemas.ContainerImageHash)}
 			}

@@ -37,13 +37,15 @@ func cell(s string) string { return strings.ReplaceAll(s, "|", `\|`) }
 
 func fields() string {
 	var b bytes.Buffer
-	b.WriteString("# Fields\n\nThe columns of every event class: what a batch on NATS carries, what ClickHouse stores in the table of the class's name, and what rules read. Columns marked *enriched* are added by the enricher, *stored* ones exist in ClickHouse only.\n")
+	b.WriteString("# Fields\n\nThe columns of every event class: what a batch on NATS carries, what ClickHouse stores in the table of the class's name, and what rules read. Columns marked *enriched* are added by the enricher; where Kubernetes does not say, those marked *enriched, sensed* have what the container runtime says. *Stored* ones exist in ClickHouse only.\n")
 	for _, c := range schemas.Classes() {
 		fmt.Fprintf(&b, "\n## %s\n\n| column | ClickHouse type | in rules | what it is |\n| --- | --- | --- | --- |\n", c)
 		for _, id := range schemas.TableColumns(c) {
 			f := id.Field()
 			doc := f.Doc
 			switch {
+			case f.Enriched && f.Sensed && c != schemas.Audit:
+				doc = "*enriched, sensed* " + doc
 			case f.Enriched:
 				doc = "*enriched* " + doc
 			case f.Stored:

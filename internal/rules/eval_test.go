@@ -60,6 +60,14 @@ func TestSemantics(t *testing.T) {
 		b.Str(schemas.WorkloadKind, "Deployment")
 		b.Str(schemas.WorkloadName, "web")
 		b.Map(schemas.PodLabels, map[string]string{"app": "web"})
+		b.Str(schemas.ContainerName, "its-name")
+		b.Int64(schemas.EventTime, 5000)
+		b.Int64(schemas.ContainerStart, 1000)
+	}
+	podContainer := func(b *batch.Builder) {
+		container(b)
+		b.Str(schemas.K8sContainerName, "app")
+		b.Uint32(schemas.ContainerExec, 42)
 	}
 	open := func(b *batch.Builder) {
 		b.Str(schemas.Syscall, "openat")
@@ -184,6 +192,12 @@ func TestSemantics(t *testing.T) {
 		{schemas.Process, container, "container.id = 0123456789ab and container.id != host", true},
 		{schemas.Process, container, "container.image = registry.example.test/app:1.2 and container.type = containerd", true},
 		{schemas.Process, exec, "container.image.repository exists", false},
+		{schemas.Process, container, "container.name = its-name and not k8s.container.name exists", true},
+		{schemas.Process, podContainer, "container.name = app and k8s.container.name = app", true},
+		{schemas.Process, container, "container.start_ts = 1000 and container.duration = 4000", true},
+		{schemas.Process, exec, "container.start_ts exists or container.duration >= 0", false},
+		{schemas.Process, container, "container.exec_pid = 0", true},
+		{schemas.Process, podContainer, "container.exec_pid = 42 and container.exec_pid != 0", true},
 		{schemas.Process, container, "k8s.deployment.name = web and k8s.pod.label[app] = web and not k8s.pod.label[x] exists", true},
 
 		{schemas.File, open, "fd.name = /etc/ssh/sshd_config and fd.filename = sshd_config and fd.directory = /etc/ssh", true},

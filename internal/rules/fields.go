@@ -270,7 +270,6 @@ func mapValue(dst []byte, r *row, id schemas.FieldID, key string) []byte {
 // missing are fields of Falco that Picket does not provide yet, with the
 // reason; a name that ends in "." stands for all that begin so.
 var missing = map[string]string{
-	"container.start_ts":            "the time a container started is not in its events",
 	"container.mount":               "the mounts of a container are known to the runtime only",
 	"container.mount.":              "the mounts of a container are known to the runtime only",
 	"container.mounts":              "the mounts of a container are known to the runtime only",

@@ -781,13 +781,16 @@ var containerFields = []field{
 			}
 			return append(dst, r.str(schemas.ContainerID)...)
 		})},
-	{name: "container.name", doc: "Name of the container in its pod; host outside of containers.",
-		readers: textOf(nodeClasses, keys(schemas.ContainerID, schemas.K8sContainerName), func(dst []byte, r *row, _ *argument) []byte {
+	{name: "container.name", doc: "Name of the container in its pod, or that its runtime gives it; host outside of containers.",
+		readers: textOf(nodeClasses, keys(schemas.ContainerID, schemas.K8sContainerName, schemas.ContainerName), func(dst []byte, r *row, _ *argument) []byte {
 			dst, host := onHost(dst, r)
 			if host {
 				return dst
 			}
-			return append(dst, r.str(schemas.K8sContainerName)...)
+			if name := r.str(schemas.K8sContainerName); name != "" {
+				return append(dst, name...)
+			}
+			return append(dst, r.str(schemas.ContainerName)...)
 		})},
 	{name: "container.type", doc: "Runtime: containerd, cri-o, docker; host outside of containers.",
 		readers: textOf(nodeClasses, keys(schemas.ContainerID, schemas.ContainerRuntime), func(dst []byte, r *row, _ *argument) []byte {
@@ -796,6 +799,16 @@ var containerFields = []field{
 				return dst
 			}
 			return append(dst, r.str(schemas.ContainerRuntime)...)
+		})},
+	{name: "container.start_ts", kind: kindInt, doc: "When the container's first process was forked, nanoseconds since 1970.",
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
+			start := r.int(schemas.ContainerStart)
+			return start, start != 0
+		})},
+	{name: "container.duration", kind: kindInt, doc: "Nanoseconds from container.start_ts to the event.",
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
+			start := r.int(schemas.ContainerStart)
+			return r.int(schemas.EventTime) - start, start != 0
 		})},
 	{name: "container.image", doc: "Image as repository:tag.",
 		readers: textOf(nodeClasses, keys(schemas.ContainerImage, schemas.ContainerImageTag), func(dst []byte, r *row, _ *argument) []byte {

@@ -79,6 +79,7 @@ type target struct {
 	workloadKind, workloadName         string
 	labels                             []string
 	container                          container
+	unknownContainer                   bool // the pod is known, the container not
 }
 
 // New returns an Enricher without a cluster: events of the host are marked as
@@ -93,8 +94,9 @@ func newEnricher(m *metadata) *Enricher {
 // cluster and node are subject tokens: those that the batch was published
 // under, which its sender's credentials allow. A row that claims another
 // cluster or node gets the token instead; enriched columns that the sender
-// wrote are dropped. The result shares memory with b and the Enricher: it is
-// valid until the next Enrich.
+// wrote are dropped, but for what it says of containers that Kubernetes has not
+// shown (schemas.Field.Sensed). The result shares memory with b and the
+// Enricher: it is valid until the next Enrich.
 func (e *Enricher) Enrich(b *batch.Batch, cluster, node string) (*batch.Batch, error) {
 	e.last = stats{}
 	b, err := e.pin(b, cluster, node)
@@ -239,10 +241,35 @@ func (e *Enricher) resolve(b *batch.Batch, cluster, node string) {
 			if c := p.instance(t.containerID); c != nil {
 				t.container = *c
 			}
+			t.unknownContainer = t.containerID != "" && t.container.name == ""
+		}
+		if !audit && t.outcome != outcomeForeignNode {
+			t.sensed(b)
 		}
 		if audit && t.podUID != "" && t.outcome != outcomeResolved {
 			t.podName, t.namespace, t.serviceAccount = tokenPod(b, t.firstRow)
 		}
+	}
+}
+
+// sensed takes what the container runtime says, by the sensor, where Kubernetes
+// says nothing.
+func (t *target) sensed(b *batch.Batch) {
+	if t.containerID == "" {
+		return
+	}
+	word := func(id schemas.FieldID) string { return b.Str(id, t.firstRow) }
+	if t.container.image == "" && t.container.digest == "" {
+		t.container.image, t.container.tag, t.container.digest = word(schemas.ContainerImage), word(schemas.ContainerImageTag), word(schemas.ContainerImageHash)
+	}
+	if t.podUID == "" {
+		return
+	}
+	if t.container.name == "" {
+		t.container.name = word(schemas.ContainerName)
+	}
+	if t.outcome != outcomeResolved {
+		t.podName, t.namespace = word(schemas.PodName), word(schemas.Namespace)
 	}
 }
 
@@ -277,7 +304,7 @@ func (e *Enricher) fill(b *batch.Batch, cluster string) *batch.Builder {
 	for r, n := range e.rows {
 		t := &e.targets[n]
 		e.last.outcomes[t.outcome]++
-		if t.outcome == outcomeResolved && t.containerID != "" && t.container.name == "" {
+		if t.unknownContainer {
 			e.last.unknownContainer++
 		}
 		out.Str(schemas.Join, t.outcome.join())

@@ -207,6 +207,77 @@ func TestEnrichDropsForged(t *testing.T) {
 	}
 }
 
+// TestEnrichSensed: what the sensor read of the runtime's state stands where
+// Kubernetes says nothing, and only there.
+func TestEnrichSensed(t *testing.T) {
+	type want = map[string]string
+	says := want{"k8s_pod_name": "said-pod", "k8s_namespace_name": "said-ns", "k8s_container_name": "said", "container_image_name": "r.io/said", "container_image_tag": "1"}
+	of := func(join string, names ...string) want {
+		out := want{"k8s_join": join}
+		for _, n := range names {
+			out[n] = says[n]
+		}
+		return out
+	}
+	image := []string{"container_image_name", "container_image_tag"}
+	everything := append([]string{"k8s_pod_name", "k8s_namespace_name", "k8s_container_name"}, image...)
+	resolved := want{"k8s_join": "resolved", "k8s_pod_name": "web-1-a", "k8s_namespace_name": "shop", "k8s_service_account_name": "web", "k8s_workload_kind": "Deployment", "k8s_workload_name": "web", "k8s_pod_labels": "a=1 b=2 "}
+	known := maps.Clone(resolved)
+	maps.Copy(known, want{"k8s_container_name": "app", "container_image_name": "registry.example.com/app", "container_image_tag": "v1", "container_image_digest": digest, "container_privileged": "true"})
+	starting := maps.Clone(resolved)
+	maps.Copy(starting, of("resolved", append(image, "k8s_container_name")...))
+	for _, tt := range []struct {
+		name, node, pod, container string
+		meta                       *metadata
+		class                      schemas.Class
+		want                       want
+		unknown                    int
+	}{
+		{name: "host", want: of("host")},
+		{name: "container outside Kubernetes", container: "docker1", want: of("host", image...)},
+		{name: "Kubernetes knows better", pod: "u1", container: "app2", want: known},
+		{name: "container that the kubelet has not reported", pod: "u1", container: "new", want: starting, unknown: 1},
+		{name: "unknown pod", pod: "new", container: "c", want: of("unresolved", everything...)},
+		{name: "not synced", meta: testMetadata(false), pod: "new", container: "c", want: of("unresolved", everything...)},
+		{name: "another node's pod", node: "n2", pod: "u1", container: "app2", want: of("unresolved")},
+		{name: "audit", class: schemas.Audit, pod: "new", want: of("unresolved")},
+	} {
+		meta := tt.meta
+		if meta == nil {
+			meta = testMetadata(true)
+		}
+		node := tt.node
+		if node == "" {
+			node = "node1_example_com"
+		}
+		b := batch.NewBuilder(tt.class, schemas.Columns(tt.class))
+		b.Str(schemas.Cluster, "test")
+		b.Str(schemas.Node, node)
+		b.Str(schemas.PodUID, tt.pod)
+		b.Str(schemas.PodName, says["k8s_pod_name"])
+		b.Str(schemas.Namespace, says["k8s_namespace_name"])
+		b.Str(schemas.K8sContainerName, "forged")
+		if tt.class != schemas.Audit {
+			b.Str(schemas.ContainerID, tt.container)
+			b.Str(schemas.ContainerName, says["k8s_container_name"])
+			b.Str(schemas.ContainerImage, says["container_image_name"])
+			b.Str(schemas.ContainerImageTag, says["container_image_tag"])
+		}
+		b.EndRow()
+		e := newEnricher(meta)
+		got, err := e.Enrich(b.Batch(), "test", node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(tt.want, enriched(got, 0)); d != "" {
+			t.Errorf("%s: %s", tt.name, d)
+		}
+		if e.last.unknownContainer != tt.unknown {
+			t.Errorf("%s: %d of an unknown container", tt.name, e.last.unknownContainer)
+		}
+	}
+}
+
 // TestEnrichForeignEncoding: batches of other encoders have nulls, and equal
 // entries in a dictionary.
 func TestEnrichForeignEncoding(t *testing.T) {

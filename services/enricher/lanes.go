@@ -232,9 +232,11 @@ func encode(joined *batch.Batch) (parts []batch.Encoded, leftOut string, err err
 	if parts, err = batch.Encode(joined.Select(withoutLabels[joined.Class()])); err == nil && len(parts) == 1 {
 		return parts, "labels", nil
 	}
-	parts, err = batch.Encode(joined.Select(schemas.RawColumns(joined.Class())))
+	parts, err = batch.Encode(joined.Select(notJoined[joined.Class()]))
 	return parts, "everything", err
 }
+
+var notJoined = columnsByClass(func(f *schemas.Field) bool { return !f.Enriched })
 
 var withoutLabels = columnsByClass(func(f *schemas.Field) bool { return f != schemas.PodLabels.Field() })
 

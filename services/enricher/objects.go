@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"picket/internal/image"
 	"picket/schemas"
 )
 
@@ -140,11 +141,11 @@ func toPod(p *corev1.Pod) *pod {
 			c := spec[s.Name]
 			c.name = s.Name
 			if c.image == "" {
-				c.image, c.tag, _ = parseImage(s.Image)
+				c.image, c.tag, _ = image.Parse(s.Image)
 			}
 			if id := runtimeID(s.ContainerID); id != "" {
 				c := c
-				if _, _, d := parseImage(s.ImageID); d != "" {
+				if _, _, d := image.Parse(s.ImageID); d != "" {
 					c.digest = d
 				}
 				out.instances = append(out.instances, instance{id, c})
@@ -163,7 +164,7 @@ func toPod(p *corev1.Pod) *pod {
 
 func toContainer(c corev1.Container) container {
 	out := container{name: c.Name}
-	out.image, out.tag, out.digest = parseImage(c.Image)
+	out.image, out.tag, out.digest = image.Parse(c.Image)
 	if c.SecurityContext != nil && c.SecurityContext.Privileged != nil {
 		out.privileged = *c.SecurityContext.Privileged
 	}

@@ -2,6 +2,7 @@ package sensor
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"picket/internal/batch"
 	"picket/internal/outbox"
 	"picket/schemas"
+	"picket/services/sensor/containerid"
 	"picket/services/sensor/proctree"
 )
 
@@ -275,7 +277,12 @@ func (l *lane) exec() {
 	if old := l.s.tree.Get(h.TGID, h.StartTime); old != nil {
 		l.before(old)
 	}
-	p := l.s.tree.Exec(h.TGID, h.StartTime, h.ParentTGID, h.Time, func(p *proctree.Proc) {
+	container := ""
+	if h.MntNS != l.s.hostMnt {
+		c, _ := l.s.cgroups.Resolve(h.CgroupID, h.TGID)
+		container = c.ContainerID
+	}
+	p := l.s.tree.Exec(h.TGID, h.StartTime, h.ParentTGID, h.Time, container, func(p *proctree.Proc) {
 		p.Name = bpf.String(h.Comm[:])
 		p.Exe = string(e.Exe)
 		p.Command, p.Args = "", ""
@@ -284,7 +291,7 @@ func (l *lane) exec() {
 		}
 		p.Cwd = string(e.Cwd)
 		p.TTY, p.SessionID, p.GroupID = e.TTYDev, e.SID, e.PGID
-		p.VPID, p.PIDNS = h.NSPID, h.PIDNS
+		p.VPID, p.PIDNS, p.MntNS = h.NSPID, h.PIDNS, h.MntNS
 		p.HasCredentials, p.UserID, p.CapEffective, p.CapPermitted = true, h.EUID, e.CapEffective, e.CapPermitted
 	})
 	b := l.b
@@ -339,7 +346,8 @@ func splitArgs(args []byte) []string {
 // fork is told of the child: it is the process that begins to act.
 func (l *lane) fork() {
 	h, f := &l.ev.Header, &l.ev.Fork
-	p := l.s.tree.Fork(f.ChildParentTGID, f.ChildTGID, f.ChildParentStartTime, f.ChildStartTime, h.Time, bpf.String(h.Comm[:]), f.ChildNSPID, f.ChildPIDNS)
+	p := l.s.tree.Fork(proctree.Ref{PID: h.TGID, Start: h.StartTime}, proctree.Ref{PID: f.ChildParentTGID, Start: f.ChildParentStartTime},
+		proctree.Ref{PID: f.ChildTGID, Start: f.ChildStartTime}, h.Time, bpf.String(h.Comm[:]), f.ChildNSPID, f.ChildPIDNS, f.ChildMntNS)
 	l.b.Str(schemas.Action, "fork")
 	l.b.Str(schemas.Syscall, l.ev.Syscall())
 	if f.CloneFlags != 0 {
@@ -538,11 +546,12 @@ func (l *lane) earlier(p *proctree.Proc) *told {
 // The columns that each part of told stands for.
 var (
 	toldAlways    = []schemas.FieldID{schemas.SchemaVer, schemas.Cluster, schemas.Node}
-	toldProc      = []schemas.FieldID{schemas.ProcessName, schemas.ProcessExe, schemas.ProcessCommand, schemas.ProcessArgs, schemas.ProcessCwd, schemas.ProcessTTY, schemas.ProcessSessionPID, schemas.ProcessGroupPID, schemas.ProcessCapEffective, schemas.ProcessCapPermitted}
+	toldProc      = []schemas.FieldID{schemas.ProcessName, schemas.ProcessExe, schemas.ProcessCommand, schemas.ProcessArgs, schemas.ProcessCwd, schemas.ProcessTTY, schemas.ProcessSessionPID, schemas.ProcessGroupPID, schemas.ProcessCapEffective, schemas.ProcessCapPermitted, schemas.ContainerExec, schemas.ContainerStart}
 	toldSession   = []schemas.FieldID{schemas.ProcessSessionName}
 	toldAncestors = []schemas.FieldID{schemas.AncestorNames, schemas.AncestorExes, schemas.ParentName, schemas.ParentExe, schemas.ParentCommand, schemas.ParentArgs}
-	toldContainer = []schemas.FieldID{schemas.ContainerID, schemas.ContainerRuntime, schemas.PodUID}
-	toldUser      = []schemas.FieldID{schemas.ProcessLoginUserID, schemas.ProcessLoginUserName, schemas.ProcessUserName, schemas.ProcessGroupName}
+	toldContainer = []schemas.FieldID{schemas.ContainerID, schemas.ContainerRuntime, schemas.PodUID, schemas.ContainerName, schemas.ContainerImageID,
+		schemas.ContainerImage, schemas.ContainerImageTag, schemas.ContainerImageHash, schemas.PodName, schemas.Namespace}
+	toldUser = []schemas.FieldID{schemas.ProcessLoginUserID, schemas.ProcessLoginUserName, schemas.ProcessUserName, schemas.ProcessGroupName}
 )
 
 // finish sets what every event has, and ends the row.
@@ -591,6 +600,10 @@ func (l *lane) finish(p *proctree.Proc) {
 		b.Uint32(schemas.ProcessGroupPID, p.GroupID)
 		b.Uint64(schemas.ProcessCapEffective, p.CapEffective)
 		b.Uint64(schemas.ProcessCapPermitted, p.CapPermitted)
+		b.Uint32(schemas.ContainerExec, p.ContainerExec)
+		if p.ContainerStart != 0 {
+			b.Int64(schemas.ContainerStart, int64(p.ContainerStart)+offset)
+		}
 	}
 	leader := s.tree.At(p.SessionID, 0, h.Time)
 	if again && t.session == leader {
@@ -646,8 +659,18 @@ func (l *lane) container() (known bool) {
 		s.metrics.unnamed.Inc()
 	}
 	b.Str(schemas.ContainerID, c.ContainerID)
-	b.Str(schemas.ContainerRuntime, c.Runtime)
 	b.Str(schemas.PodUID, c.PodUID)
+	if c.ContainerID != "" {
+		n := l.namesOf(c.ContainerID)
+		b.Str(schemas.ContainerRuntime, cmp.Or(c.Runtime, n.Runtime))
+		b.Str(schemas.ContainerName, n.Container)
+		b.Str(schemas.ContainerImageID, n.ImageID)
+		b.Str(schemas.ContainerImage, n.Image)
+		b.Str(schemas.ContainerImageTag, n.Tag)
+		b.Str(schemas.ContainerImageHash, n.Digest)
+		b.Str(schemas.PodName, n.Pod)
+		b.Str(schemas.Namespace, n.PodNamespace)
+	}
 
 	// A container has a passwd file of its own; only root is root everywhere.
 	login := int64(-1)
@@ -664,6 +687,24 @@ func (l *lane) container() (known bool) {
 		b.Str(schemas.ProcessUserName, "root")
 	}
 	return known
+}
+
+// namesOf returns what the runtime says of a container: read at the first event
+// in it, once.
+func (l *lane) namesOf(id string) containerid.Names {
+	s, h := l.s, &l.ev.Header
+	if n, ok := s.runtimes.Known(id); ok {
+		return n
+	}
+	outside := h.ParentTGID
+	if in, ok := s.cgroups.ResolvePID(outside); !ok || in.ContainerID == "" || in.ContainerID == id {
+		outside = 0 // on the host, which is looked through anyway; or one that must not speak for itself
+	}
+	n, ok := s.runtimes.Read(id, outside)
+	if !ok {
+		s.metrics.nameless.Inc()
+	}
+	return n
 }
 
 // eventID is the hash of everything that makes the event unique; see

@@ -33,6 +33,7 @@ type metrics struct {
 	tree      prometheus.Gauge
 	unknown   prometheus.Gauge
 	unnamed   prometheus.Counter
+	nameless  prometheus.Counter
 	unordered prometheus.Counter
 }
 
@@ -43,9 +44,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		tree:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "picket_sensor_process_tree_processes", Help: "Processes known, those that exited a short while ago included."}),
 		unknown:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "picket_sensor_process_tree_unknown", Help: "Processes that acted without their fork or exec having been seen."}),
 		unnamed:   prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_cgroup_unresolved_events_total", Help: "Events whose cgroup was gone before it could be named."}),
+		nameless:  prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_container_names_missing_total", Help: "Containers of which no runtime's state could be read, so that the sensor knows them by id alone."}),
 		unordered: prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_order_timeouts_total", Help: "File and network events that did not wait any longer for an earlier process event."}),
 	}
-	reg.MustRegister(m.kernel, m.read, m.tree, m.unknown, m.unnamed, m.unordered)
+	reg.MustRegister(m.kernel, m.read, m.tree, m.unknown, m.unnamed, m.nameless, m.unordered)
 	return m
 }
 

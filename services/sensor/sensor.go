@@ -111,15 +111,19 @@ type sensor struct {
 	kernel  *bpf.Kernel
 	tree    *proctree.Tree
 	cgroups *containerid.Resolver
-	users   *passwd.Names
-	groups  *passwd.Names
-	redact  *redact.Policy
+	// runtimes tells the names of containers, where it can.
+	runtimes *containerid.Runtimes
+	users    *passwd.Names
+	groups   *passwd.Names
+	redact   *redact.Policy
 	// environment are the names of the variables that are kept.
 	environment map[string]struct{}
 	health      *health.Reporter
 	metrics     *metrics
 
 	bootID string
+	// hostMnt is the host's mount namespace.
+	hostMnt uint32
 	// offset is what to add to CLOCK_BOOTTIME for wall clock time, ns; it
 	// follows the wall clock when somebody sets it.
 	offset atomic.Int64
@@ -180,10 +184,13 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	}
 	s := &sensor{
 		cfg: cfg, log: log, box: box, bootID: strings.TrimSpace(string(boot)),
-		tree: proctree.New(), limitedBy: map[limitedCgroup]uint64{},
+		tree: proctree.New(), runtimes: containerid.NewRuntimes(), limitedBy: map[limitedCgroup]uint64{},
 		users: passwd.Open("/etc/passwd"), groups: passwd.Open("/etc/group"),
 		health:  health.New("sensor", cfg.Cluster, cfg.Node, box.RunID(), log, reg),
 		metrics: newMetrics(reg),
+	}
+	if s.hostMnt = proctree.Namespace("/proc/1", "mnt"); s.hostMnt == 0 {
+		s.hostMnt = proctree.Namespace("/proc/self", "mnt") // pid 1 may do more than this process
 	}
 	if cfg.Redact.Enabled {
 		s.redact = redact.New(cfg.Redact.Words)
@@ -235,7 +242,10 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if err := s.kernel.SetUnwanted(cfg.Kernel.Unwanted); err != nil {
 		return nil, errors.Join(fmt.Errorf("kernel.unwanted_calls: %w", err), s.kernel.Close(true), s.cgroups.Close())
 	}
-	n, err := s.tree.Seed("/proc")
+	n, err := s.tree.Seed("/proc", s.hostMnt, func(pid uint32) string {
+		c, _ := s.cgroups.ResolvePID(pid)
+		return c.ContainerID
+	})
 	if err != nil {
 		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
 	}

@@ -124,6 +124,12 @@ func (r *Resolver) Resolve(id uint64, pid uint32) (in Info, ok bool) {
 	return in, true
 }
 
+// ResolvePID returns the container that a process is in now.
+func (r *Resolver) ResolvePID(pid uint32) (in Info, ok bool) {
+	path, err := r.pathOf(pid)
+	return Parse(path), err == nil
+}
+
 // path opens the cgroup by its id and reads where it is.
 func (r *Resolver) path(id uint64) (string, error) {
 	h := unix.NewFileHandle(fileIDKernfs, binary.NativeEndian.AppendUint64(nil, id))

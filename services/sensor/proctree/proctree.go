@@ -27,6 +27,16 @@ type Proc struct {
 
 	VPID  uint32 // in its own pid namespace,
 	PIDNS uint32 // which is this one; 0: not known
+	MntNS uint32 // mount namespace when it was forked or last ran a program; 0: not known
+
+	// Container is the id of the container that it, or the process that forked
+	// it, has run a program in; empty on the host.
+	Container string
+	// ContainerExec is the pid of the exec root that it descends from, itself
+	// included; 0: of the container's start, as far as is known.
+	ContainerExec uint32
+	// ContainerStart is when that start was forked, CLOCK_BOOTTIME ns; 0: not known.
+	ContainerStart uint64
 
 	// What it may do, as last known; HasCredentials is false when it never was.
 	HasCredentials             bool
@@ -80,7 +90,8 @@ const (
 type Tree struct {
 	mu     sync.RWMutex
 	byPID  map[uint32]*node
-	exits  []exit // oldest first
+	exits  []exit             // oldest first
+	starts map[string]entered // by container id: at most one of each process
 	missed uint64
 	full   uint64
 }
@@ -92,7 +103,7 @@ type exit struct {
 }
 
 // New returns an empty tree.
-func New() *Tree { return &Tree{byPID: map[uint32]*node{}} }
+func New() *Tree { return &Tree{byPID: map[uint32]*node{}, starts: map[string]entered{}} }
 
 // Get returns the process with that pid and start time as it is now, or nil. A
 // start time of 0 on either side matches any.
@@ -169,8 +180,12 @@ func (t *Tree) add(p Proc, parent *node) *Proc {
 			n.proc = &cut
 		}
 	}
+	old := t.byPID[p.PID]
+	if old != nil && !same(old.proc.Start, p.Start) {
+		t.leave(old.proc) // its exit was not seen
+	}
 	if len(t.byPID) >= maxProcs {
-		if _, known := t.byPID[p.PID]; !known {
+		if old == nil {
 			t.full++
 			return &p
 		}
@@ -179,36 +194,56 @@ func (t *Tree) add(p Proc, parent *node) *Proc {
 	return &p
 }
 
-// Fork records that parent (pid and start) forked child. The child begins with
-// what the parent had, and is vpid in its own pid namespace.
-func (t *Tree) Fork(parent, child uint32, parentStart, childStart, now uint64, comm string, vpid, pidNS uint32) *Proc {
+// Fork records that forker (pid and start) forked child, as a child of parent:
+// itself, or with CLONE_PARENT its own parent. The child begins with what the
+// forker had, and is vpid in its own pid namespace.
+func (t *Tree) Fork(forker, parent, child Ref, now uint64, comm string, vpid, pidNS, mntNS uint32) *Proc {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.expire(now)
-	n := t.byPID[parent]
-	if n != nil && !same(n.proc.Start, parentStart) {
-		n = nil
+	n, from := t.find(parent), t.find(forker)
+	if from == nil {
+		from = n
 	}
 	p := Proc{Name: comm}
-	if n != nil {
-		p = *n.proc
+	if from != nil {
+		p = *from.proc
 		p.since, p.before = 0, nil
 	}
-	p.PID, p.Start, p.VPID, p.PIDNS = child, childStart, vpid, pidNS
+	p.PID, p.Start, p.VPID, p.PIDNS, p.MntNS = child.PID, child.Start, vpid, pidNS, mntNS
 	return t.add(p, n)
 }
 
-// Exec records that a process runs another program from time now on. fill sets
-// what changed on a copy of what was known.
-func (t *Tree) Exec(pid uint32, start uint64, ppid uint32, now uint64, fill func(*Proc)) *Proc {
+// Ref names a process: its pid and when it was forked, CLOCK_BOOTTIME ns.
+type Ref struct {
+	PID   uint32
+	Start uint64
+}
+
+func (t *Tree) find(r Ref) *node {
+	n := t.byPID[r.PID]
+	if n == nil || !same(n.proc.Start, r.Start) {
+		return nil
+	}
+	return n
+}
+
+// Exec records that a process runs another program from time now on, in that
+// container: empty on the host, and while the process still sees the host's
+// mounts. fill sets what changed on a copy of what was known.
+func (t *Tree) Exec(pid uint32, start uint64, ppid uint32, now uint64, container string, fill func(*Proc)) *Proc {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.byPID[pid]
-	if n == nil || !same(n.proc.Start, start) {
+	n := t.find(Ref{pid, start})
+	if n == nil {
 		t.missed++
 		p := Proc{PID: pid, Start: start}
 		fill(&p)
-		return t.add(p, t.byPID[ppid])
+		q := t.add(p, t.byPID[ppid])
+		if n = t.byPID[pid]; n != nil && n.proc == q {
+			t.enter(n, q, container)
+		}
+		return q
 	}
 	p := *n.proc
 	old := *n.proc
@@ -216,6 +251,7 @@ func (t *Tree) Exec(pid uint32, start uint64, ppid uint32, now uint64, fill func
 	p.Start, p.since, p.before = start, now, &old
 	fill(&p)
 	n.proc = &p
+	t.enter(n, &p, container)
 	return &p
 }
 
@@ -258,7 +294,11 @@ func (t *Tree) Miss(p Proc, ppid uint32) *Proc {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.missed++
-	return t.add(p, t.byPID[ppid])
+	parent := t.byPID[ppid]
+	if parent != nil {
+		p.Container, p.ContainerExec, p.ContainerStart = parent.proc.Container, parent.proc.ContainerExec, parent.proc.ContainerStart
+	}
+	return t.add(p, parent)
 }
 
 // Exit marks a process as gone at time now. It stays known for a while.
@@ -266,8 +306,9 @@ func (t *Tree) Exit(pid uint32, start, now uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.expire(now)
-	if n := t.byPID[pid]; n != nil && same(n.proc.Start, start) && !n.exited {
+	if n := t.find(Ref{pid, start}); n != nil && !n.exited {
 		n.exited = true
+		t.leave(n.proc)
 		t.exits = append(t.exits, exit{pid, n, now})
 	}
 }

@@ -14,20 +14,26 @@ func names(t *Tree, p *Proc) string {
 	return s
 }
 
+// fork is Fork by the parent itself.
+func fork(t *Tree, parent, child uint32, parentStart, childStart, now uint64, comm string, vpid, pidNS uint32) *Proc {
+	by := Ref{parent, parentStart}
+	return t.Fork(by, by, Ref{child, childStart}, now, comm, vpid, pidNS, 0)
+}
+
 func TestForkExecExit(t *testing.T) {
 	tr := New()
 	tr.Add(Proc{PID: 1, Start: 1, Name: "init"}, 0)
-	tr.Fork(1, 10, 1, 100, 100, "init", 0, 0)
-	tr.Exec(10, 100, 1, 105, func(p *Proc) { p.Name, p.Exe = "bash", "/bin/bash" })
-	child := tr.Fork(10, 11, 100, 110, 110, "bash", 0, 0)
+	fork(tr, 1, 10, 1, 100, 100, "init", 0, 0)
+	tr.Exec(10, 100, 1, 105, "", func(p *Proc) { p.Name, p.Exe = "bash", "/bin/bash" })
+	child := fork(tr, 10, 11, 100, 110, 110, "bash", 0, 0)
 	if child.Exe != "/bin/bash" {
 		t.Errorf("a child begins with what its parent had, got exe %q", child.Exe)
 	}
-	curl := tr.Exec(11, 110, 10, 115, func(p *Proc) { p.Name = "curl" })
+	curl := tr.Exec(11, 110, 10, 115, "", func(p *Proc) { p.Name = "curl" })
 	if got := names(tr, curl); got != "bash init " {
 		t.Errorf("ancestors %q", got)
 	}
-	tr.Exec(10, 100, 1, 120, func(p *Proc) { p.Name = "zsh" })
+	tr.Exec(10, 100, 1, 120, "", func(p *Proc) { p.Name = "zsh" })
 	if got := tr.Parent(curl).Name; got != "zsh" {
 		t.Errorf("the parent is as it is now: got %q", got)
 	}
@@ -45,7 +51,7 @@ func TestForkExecExit(t *testing.T) {
 	if tr.Get(11, 110) == nil {
 		t.Error("an exited process must stay known for late events")
 	}
-	tr.Fork(1, 12, 1, keepExited+300, keepExited+300, "init", 0, 0)
+	fork(tr, 1, 12, 1, keepExited+300, keepExited+300, "init", 0, 0)
 	if tr.Get(11, 110) != nil || tr.Len() != 2 {
 		t.Errorf("exited processes are forgotten in the end: %d known", tr.Len())
 	}
@@ -54,11 +60,11 @@ func TestForkExecExit(t *testing.T) {
 func TestPIDReuse(t *testing.T) {
 	tr := New()
 	tr.Add(Proc{PID: 1, Start: 1, Name: "init"}, 0)
-	tr.Fork(1, 10, 1, 100, 100, "init", 0, 0)
-	tr.Exec(10, 100, 1, 120, func(p *Proc) { p.Name = "old" })
+	fork(tr, 1, 10, 1, 100, 100, "init", 0, 0)
+	tr.Exec(10, 100, 1, 120, "", func(p *Proc) { p.Name = "old" })
 	old := tr.Get(10, 100)
 	tr.Exit(10, 100, 150)
-	tr.Fork(1, 10, 1, 200, 200, "init", 0, 0)
+	fork(tr, 1, 10, 1, 200, 200, "init", 0, 0)
 	if tr.Get(10, 100) != nil {
 		t.Error("the old process must not be found under the reused pid")
 	}
@@ -68,12 +74,12 @@ func TestPIDReuse(t *testing.T) {
 	if old.Name != "old" {
 		t.Error("a process once returned changed")
 	}
-	tr.Fork(1, 12, 1, keepExited+300, keepExited+300, "init", 0, 0)
+	fork(tr, 1, 12, 1, keepExited+300, keepExited+300, "init", 0, 0)
 	if tr.Get(10, 200) == nil {
 		t.Error("forgetting the old process took the new one along")
 	}
 	// a fork by a process whose pid now belongs to another
-	p := tr.Fork(10, 13, 999_999_999, 400, 400, "ghost", 0, 0)
+	p := fork(tr, 10, 13, 999_999_999, 400, 400, "ghost", 0, 0)
 	if p.Name != "ghost" || names(tr, p) != "" {
 		t.Errorf("child of an unknown process: %+v, ancestors %q", p, names(tr, p))
 	}
@@ -94,7 +100,7 @@ func TestChainIsBounded(t *testing.T) {
 	tr := New()
 	tr.Add(Proc{PID: 1, Start: 1}, 0)
 	for i := uint32(2); i < 1000; i++ {
-		tr.Fork(i-1, i, uint64(i-1), uint64(i), uint64(i), "x", 0, 0)
+		fork(tr, i-1, i, uint64(i-1), uint64(i), uint64(i), "x", 0, 0)
 		tr.Exit(i-1, uint64(i-1), uint64(i))
 	}
 	n := 0
@@ -108,7 +114,7 @@ func TestChainIsBounded(t *testing.T) {
 
 func TestSeed(t *testing.T) {
 	tr := New()
-	n, err := tr.Seed("/proc")
+	n, err := tr.Seed("/proc", 0, func(uint32) string { return "" })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,8 +184,8 @@ func BenchmarkForkExecExit(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		pid, now := uint32(2+i%30000), uint64(i)*1e6
-		tr.Fork(1, pid, 1, now+1, now+1, "x", 0, 0)
-		tr.Exec(pid, now+1, 1, now+1, func(p *Proc) { p.Name = "true" })
+		fork(tr, 1, pid, 1, now+1, now+1, "x", 0, 0)
+		tr.Exec(pid, now+1, 1, now+1, "", func(p *Proc) { p.Name = "true" })
 		tr.Exit(pid, now+1, now+2)
 	}
 }
@@ -193,7 +199,7 @@ func TestSetCredentials(t *testing.T) {
 	if now := tr.Get(5, 1); now != p || p.UserID != 33 || p.CapEffective != 2 || p.CapPermitted != 3 || p.Name != "a" {
 		t.Errorf("%+v, returned %+v", now, p)
 	}
-	tr.Exec(5, 1, 0, 100, func(p *Proc) { p.Name, p.UserID = "b", 0 })
+	tr.Exec(5, 1, 0, 100, "", func(p *Proc) { p.Name, p.UserID = "b", 0 })
 	late := tr.At(5, 1, 50) // an event of before the exec, handled after it
 	if late.Name != "a" || late.UserID != 33 {
 		t.Errorf("before the exec: %+v", late)
@@ -208,8 +214,8 @@ func TestSetCredentials(t *testing.T) {
 
 func TestByVPID(t *testing.T) {
 	tr := New()
-	tr.Fork(1, 50, 1, 10, 10, "x", 3, 4026532000)
-	tr.Fork(1, 51, 1, 10, 10, "y", 3, 4026532001)
+	fork(tr, 1, 50, 1, 10, 10, "x", 3, 4026532000)
+	fork(tr, 1, 51, 1, 10, 10, "y", 3, 4026532001)
 	if p := tr.ByVPID(4026532001, 3); p == nil || p.PID != 51 {
 		t.Errorf("%+v", p)
 	}

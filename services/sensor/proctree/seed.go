@@ -17,8 +17,11 @@ const maxArgs = 8192
 
 // Seed adds the processes that run now, read from proc (usually "/proc"), and
 // returns how many. Attach to the kernel's events first: what forks meanwhile
-// then comes as an event. A process already known is left as it is.
-func (t *Tree) Seed(proc string) (int, error) {
+// then comes as an event. A process already known is left as it is. container
+// returns the id of the container that a process is in, empty for the host, and
+// hostMnt is the host's mount namespace: of a container's processes with a
+// parent elsewhere the oldest is its start, and the others are exec roots.
+func (t *Tree) Seed(proc string, hostMnt uint32, container func(pid uint32) string) (int, error) {
 	entries, err := os.ReadDir(proc)
 	if err != nil {
 		return 0, fmt.Errorf("processes: %w", err)
@@ -27,14 +30,34 @@ func (t *Tree) Seed(proc string) (int, error) {
 		p    Proc
 		ppid uint32
 	}
-	byPID := map[uint32]found{}
+	byPID := map[uint32]*found{}
 	for _, e := range entries {
 		pid, err := strconv.ParseUint(e.Name(), 10, 32)
 		if err != nil {
 			continue
 		}
 		if p, ppid, err := Read(proc, uint32(pid)); err == nil {
-			byPID[p.PID] = found{p, ppid}
+			if p.MntNS != hostMnt {
+				p.Container = container(p.PID)
+			}
+			byPID[p.PID] = &found{p, ppid}
+		}
+	}
+	first := map[string]*found{}
+	roots := []*found{}
+	for _, f := range byPID {
+		c := f.p.Container
+		if parent := byPID[f.ppid]; c == "" || parent != nil && parent.p.Container == c {
+			continue
+		}
+		roots = append(roots, f)
+		if o := first[c]; o == nil || f.p.Start < o.p.Start || f.p.Start == o.p.Start && f.p.PID < o.p.PID {
+			first[c] = f
+		}
+	}
+	for _, f := range roots {
+		if first[f.p.Container] != f {
+			f.p.ContainerExec = f.p.PID
 		}
 	}
 	// Parents first, so that each finds its own in the tree.
@@ -48,7 +71,10 @@ func (t *Tree) Seed(proc string) (int, error) {
 		delete(byPID, pid)
 		put(f.ppid, depth+1)
 		if t.Get(f.p.PID, f.p.Start) == nil {
-			t.Add(f.p, f.ppid)
+			if o := first[f.p.Container]; o != nil {
+				f.p.ContainerStart = o.p.Start
+			}
+			t.seed(f.p, f.ppid, first[f.p.Container] == f)
 			n++
 		}
 	}
@@ -59,6 +85,21 @@ func (t *Tree) Seed(proc string) (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// seed is Add, for a process of which is known whether it is its container's
+// start.
+func (t *Tree) seed(p Proc, ppid uint32, isStart bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	parent := t.byPID[ppid]
+	if parent != nil && p.Container != "" && parent.proc.Container == p.Container {
+		p.ContainerExec = parent.proc.ContainerExec
+	}
+	if isStart && p.Container != "" {
+		t.starts[p.Container] = entered{p.PID, p.Start}
+	}
+	t.add(p, parent)
 }
 
 // Read reads one process from proc, and its parent's pid.
@@ -92,11 +133,19 @@ func Read(proc string, pid uint32) (p Proc, ppid uint32, err error) {
 			p.VPID = uint32(id)
 		}
 	}
-	if link, err := os.Readlink(filepath.Join(dir, "ns/pid")); err == nil {
-		id, _ := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(link, "pid:["), "]"), 10, 32)
-		p.PIDNS = uint32(id)
-	}
+	p.PIDNS, p.MntNS = Namespace(dir, "pid"), Namespace(dir, "mnt")
 	return p, ppid, nil
+}
+
+// Namespace returns the inode of a process's namespace of a kind ("mnt"), dir
+// being its folder in /proc; 0 when that may not be read.
+func Namespace(dir, kind string) uint32 {
+	link, err := os.Readlink(filepath.Join(dir, "ns", kind))
+	if err != nil {
+		return 0
+	}
+	id, _ := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(link, kind+":["), "]"), 10, 32)
+	return uint32(id)
 }
 
 // SplitArgs splits arguments that each end in a NUL byte into the first and

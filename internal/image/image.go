@@ -1,14 +1,15 @@
-package enricher
+// Package image reads image references.
+package image
 
 import "strings"
 
-// parseImage splits an image reference as a pod's spec or a runtime gives it
+// Parse splits an image reference as a pod's spec or a runtime gives it
 // into repository (registry included), tag and digest. What the container
 // tools leave unsaid is said: docker.io, its library/ folder, and the tag
 // "latest" where there is neither tag nor digest. A bare image id has only a
 // digest. Anything is accepted; what is not a reference comes back in some
 // part as it is.
-func parseImage(ref string) (repository, tag, digest string) {
+func Parse(ref string) (repository, tag, digest string) {
 	if _, rest, ok := strings.Cut(ref, "://"); ok { // docker-pullable://…
 		ref = rest
 	}

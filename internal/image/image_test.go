@@ -1,11 +1,11 @@
-package enricher
+package image
 
 import (
 	"strings"
 	"testing"
 )
 
-func TestParseImage(t *testing.T) {
+func TestParse(t *testing.T) {
 	const sum = "sha256:9f1003c480699be56815db0f8146ad2e22efea85129b5b5983d0e0fb52d9ab70"
 	for _, tt := range []struct{ ref, repository, tag, digest string }{
 		{"nginx", "docker.io/library/nginx", "latest", ""},
@@ -29,21 +29,21 @@ func TestParseImage(t *testing.T) {
 		{"@" + sum, "", "", sum},
 		{":tag", "", "tag", ""},
 	} {
-		repository, tag, digest := parseImage(tt.ref)
+		repository, tag, digest := Parse(tt.ref)
 		if repository != tt.repository || tag != tt.tag || digest != tt.digest {
-			t.Errorf("parseImage(%q) = %q, %q, %q, want %q, %q, %q", tt.ref, repository, tag, digest, tt.repository, tt.tag, tt.digest)
+			t.Errorf("Parse(%q) = %q, %q, %q, want %q, %q, %q", tt.ref, repository, tag, digest, tt.repository, tt.tag, tt.digest)
 		}
 	}
 }
 
-// FuzzParseImage: whatever the reference, a repository has a registry, and
+// FuzzParse: whatever the reference, a repository has a registry, and
 // nothing comes out that neither stood in it nor is left unsaid by custom.
-func FuzzParseImage(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	for _, s := range []string{"nginx", "a/b:c@sha256:d", "x:5000/y", "docker-pullable://a@b", "sha256:1", "/", ":", "@", "a//b"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, ref string) {
-		repository, tag, digest := parseImage(ref)
+		repository, tag, digest := Parse(ref)
 		if repository != "" && !strings.Contains(repository, "/") {
 			t.Fatalf("%q: repository %q has no registry", ref, repository)
 		}
