@@ -22,8 +22,9 @@ type check struct {
 	account *rig.Account
 
 	rows, batches, size uint64
-	open, unlink        []uint8 // how often each number was there
-	early               []int   // numbers whose unlink came while no open had
+	class, classSize    map[schemas.Class]uint64 // events and bytes
+	open, unlink        []uint8                  // how often each number was there
+	early               []int                    // numbers whose unlink came while no open had
 	ids                 [][16]byte
 	runs                []*sensorRun
 	sequence            map[lane]uint64 // the last
@@ -49,7 +50,8 @@ type lane struct {
 }
 
 func newCheck(l *load, back time.Time) *check {
-	return &check{load: l, back: back, account: rig.NewAccount(), open: make([]uint8, l.made.Load()), unlink: make([]uint8, l.made.Load()), sequence: map[lane]uint64{}}
+	return &check{load: l, back: back, account: rig.NewAccount(), open: make([]uint8, l.made.Load()), unlink: make([]uint8, l.made.Load()), sequence: map[lane]uint64{},
+		class: map[schemas.Class]uint64{}, classSize: map[schemas.Class]uint64{}}
 }
 
 // fault notes what is wrong; a hundred of a kind are as good as ten.
@@ -93,6 +95,8 @@ func (c *check) readAll(ctx context.Context, nats *rig.NATS) error {
 		c.batches++
 		c.size += uint64(len(m.Data))
 		c.rows += uint64(b.Rows())
+		c.class[b.Class()] += uint64(b.Rows())
+		c.classSize[b.Class()] += uint64(len(m.Data))
 		for row := range b.Rows() {
 			c.row(b, row)
 		}

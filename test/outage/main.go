@@ -16,10 +16,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -179,6 +181,10 @@ func run(ctx context.Context, o options, w io.Writer) (err error) {
 		2*made, float64(2*made)/l.took.Seconds(), runtime.NumCPU(), back.Sub(killed).Seconds(), l.took.Seconds(), c.rows)
 	fmt.Fprintf(w, "spool at its highest: %.1f MB in %.0f files; %.1f bytes an event, %.0f events a file\n",
 		away.bytes/1e6, away.files, float64(c.size)/float64(c.rows), float64(c.rows)/float64(c.batches))
+	for _, class := range slices.Sorted(maps.Keys(c.class)) {
+		n := c.class[class]
+		fmt.Fprintf(w, "\t%s: %d events, %.1f bytes an event\n", class, n, float64(c.classSize[class])/float64(n))
+	}
 	fmt.Fprintf(w, "drained %.1f s after NATS was back: %.0f events published in that time, %.0f a second\n", took.Seconds(), drain.published, drain.published/took.Seconds())
 	fmt.Fprintf(w, "sensor while NATS was away: at most %.1f%% of a CPU (mean %.1f%%), %.0f MB resident; while draining: at most %.0f%% (mean %.0f%%), %.0f MB\n",
 		away.peakCPU, away.meanCPU(), away.memory/1e6, drain.peakCPU, drain.meanCPU(), drain.memory/1e6)
