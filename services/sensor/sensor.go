@@ -174,6 +174,7 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if s.cgroups, err = containerid.NewResolver(); err != nil {
 		return nil, err
 	}
+	countEvictions(reg, s.tree, s.cgroups)
 	s.kernel, err = bpf.Load(bpf.Options{Instance: cfg.Kernel.Instance, BPFFS: cfg.Kernel.BPFFS,
 		ProcessRing: cfg.Kernel.ProcessRing, FileRing: cfg.Kernel.FileRing, NetworkRing: cfg.Kernel.NetworkRing, KernelRing: cfg.Kernel.KernelRing})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
@@ -20,7 +21,13 @@ type Resolver struct {
 	mount *os.File // a directory of the cgroup2 file system
 	root  string   // its path
 	cache *lru.Cache[uint64, Info]
+
+	evicted atomic.Uint64
 }
+
+// Evicted returns how many cgroups were forgotten because there were too many;
+// one of them is looked up again when it acts.
+func (r *Resolver) Evicted() uint64 { return r.evicted.Load() }
 
 // NewResolver opens the cgroup2 file system, wherever it is mounted.
 func NewResolver() (*Resolver, error) {
@@ -80,7 +87,9 @@ func (r *Resolver) Resolve(id uint64, pid uint32) (in Info, ok bool) {
 		}
 	}
 	in = Parse(path)
-	r.cache.Add(id, in)
+	if r.cache.Add(id, in) {
+		r.evicted.Add(1)
+	}
 	return in, true
 }
 
