@@ -86,10 +86,10 @@ const (
 )
 
 type bench struct {
-	load, sensor, dir string
-	nats              *rig.NATS
-	started           int
-	peak, resident    []float64
+	load, sensor, dir, file string
+	nats                    *rig.NATS
+	started                 int
+	peak, resident          []float64
 }
 
 func main() {
@@ -103,9 +103,24 @@ func main() {
 	binary := flag.String("sensor", "bin/picket-sensor", "picket-sensor")
 	format := flag.String("format", "table", "table, or benchstat: a line per round for golang.org/x/perf/cmd/benchstat")
 	check := flag.Bool("check", false, "exit 1 when a limit is missed")
+	memory := flag.Bool("memory", false, "instead of all that: whether the sensor's memory stays bounded while processes and containers come and go")
+	processes := flag.Int("processes", 200000, "with -memory: processes")
+	containers := flag.Int("containers", 5000, "with -memory: containers they are in")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if *memory {
+		b := &bench{sensor: *binary}
+		err := b.prepare(ctx)
+		if err == nil {
+			err = b.churn(ctx, *processes, *containers, os.Stdout)
+		}
+		if err = errors.Join(err, b.close()); err != nil {
+			fmt.Fprintln(os.Stderr, "bench-sensor:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var r *report
 	err := errors.New("-rounds, -execs, -opens and -connects are at least 1")
 	if *format != "table" && *format != "benchstat" {
@@ -131,25 +146,56 @@ func main() {
 	}
 }
 
-func measure(ctx context.Context, rounds, execs, opens, connects int, idle time.Duration, only, binary string) (_ *report, err error) {
+// prepare makes all that a run needs; close takes it away, also when prepare
+// has failed.
+func (b *bench) prepare(ctx context.Context) error {
 	if os.Geteuid() != 0 {
-		return nil, errors.New("needs root: it watches the kernel")
+		return errors.New("needs root: it watches the kernel")
 	}
-	dir, err := os.MkdirTemp("", "picket-bench-sensor-")
-	if err != nil {
-		return nil, err
+	var err error
+	if b.dir, err = os.MkdirTemp("", "picket-bench-sensor-"); err != nil {
+		return err
 	}
-	defer os.RemoveAll(dir)
 	// As deep as the file of the other open storm.
 	file, err := os.CreateTemp("", "picket-bench-sensor-")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer os.Remove(file.Name())
+	b.file = file.Name()
 	if err := errors.Join(file.Truncate(64), file.Close()); err != nil {
+		return err
+	}
+	b.load = filepath.Join(b.dir, "load")
+	cc := exec.CommandContext(ctx, "cc", "-O2", "-Wall", "-x", "c", "-", "-o", b.load)
+	cc.Stdin = strings.NewReader(loadSource)
+	if out, err := cc.CombinedOutput(); err != nil {
+		return fmt.Errorf("compiling the load program (apt-get install gcc, if cc is missing): %w\n%s", err, out)
+	}
+	b.nats, err = rig.StartNATS(ctx, filepath.Join(b.dir, "nats"), 4<<30)
+	return err
+}
+
+func (b *bench) close() error {
+	var errs []error
+	if b.nats != nil {
+		errs = append(errs, b.nats.Stop())
+	}
+	if b.file != "" {
+		errs = append(errs, os.Remove(b.file))
+	}
+	if b.dir != "" {
+		errs = append(errs, os.RemoveAll(b.dir))
+	}
+	return errors.Join(errs...)
+}
+
+func measure(ctx context.Context, rounds, execs, opens, connects int, idle time.Duration, only, binary string) (_ *report, err error) {
+	b := &bench{sensor: binary}
+	defer func() { err = errors.Join(err, b.close()) }()
+	if err := b.prepare(ctx); err != nil {
 		return nil, err
 	}
-	todo := storms(execs, opens, connects, file.Name())
+	todo := storms(execs, opens, connects, b.file)
 	if only != "" {
 		names := strings.Split(only, ",")
 		for _, name := range names {
@@ -159,17 +205,7 @@ func measure(ctx context.Context, rounds, execs, opens, connects int, idle time.
 		}
 		todo = slices.DeleteFunc(todo, func(s *storm) bool { return !slices.Contains(names, s.name) })
 	}
-	b := &bench{load: filepath.Join(dir, "load"), sensor: binary, dir: dir}
-	cc := exec.CommandContext(ctx, "cc", "-O2", "-Wall", "-x", "c", "-", "-o", b.load)
-	cc.Stdin = strings.NewReader(loadSource)
-	if out, err := cc.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("compiling the load program (apt-get install gcc, if cc is missing): %w\n%s", err, out)
-	}
 	r := &report{rounds: rounds, idle: -1, before: loadAverage()}
-	if b.nats, err = rig.StartNATS(ctx, filepath.Join(dir, "nats"), 4<<30); err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, b.nats.Stop()) }()
 	for _, s := range todo {
 		fmt.Fprintf(os.Stderr, "%s …\n", s.title)
 		res, err := b.measure(ctx, s, rounds)
