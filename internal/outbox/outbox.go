@@ -418,7 +418,8 @@ func (o *Outbox) settle(ctx context.Context, flights []flight) {
 	}
 }
 
-// pause waits before the next attempt and returns the next wait.
+// pause waits before the next attempt, or until NATS is back, and returns how
+// long; 0 begins anew.
 func (o *Outbox) pause(ctx context.Context, last time.Duration, err error) time.Duration {
 	wait := min(max(2*last, 100*time.Millisecond), 5*time.Second)
 	n, bytes := o.Pending()
@@ -429,9 +430,16 @@ func (o *Outbox) pause(ctx context.Context, last time.Duration, err error) time.
 		}
 		o.log.Warn(msg, "batches", n, "bytes", bytes, "error", err)
 	}
-	select {
-	case <-time.After(wait):
-	case <-ctx.Done():
+	away := !o.bus.NC.IsConnected()
+	for end := time.Now().Add(wait); time.Now().Before(end); {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return wait
+		}
+		if away && o.bus.NC.IsConnected() {
+			return 0
+		}
 	}
 	return wait
 }
