@@ -304,14 +304,20 @@ static __always_inline struct conn_scratch *new_conn(void)
 	return s;
 }
 
-/* Remembers a connection that has begun, for when it ends. */
+/*
+ * Remembers a connection that has begun, for when it ends. One that was refused or reset meanwhile has ended:
+ * on_close came first, and nobody would take it out again.
+ */
 static __always_inline void remember(struct conn_scratch *s, struct sock *sk, struct counters *c)
 {
 	__u64 key = (__u64)sk;
 
-	if (s->event.protocol == IPPROTO_TCP && wanted(CALL_CLOSE) &&
-	    bpf_map_update_elem(&connections, &key, &s->event, 0))
+	if (s->event.protocol != IPPROTO_TCP || !wanted(CALL_CLOSE))
+		return;
+	if (bpf_map_update_elem(&connections, &key, &s->event, 0))
 		count(&c->errors[ERROR_STORAGE]);
+	else if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
+		bpf_map_delete_elem(&connections, &key);
 }
 
 static __noinline int on_connect(struct task_struct *task, const struct syscall *sc, struct file *file)

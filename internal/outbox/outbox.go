@@ -8,6 +8,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -43,6 +44,40 @@ var errDamaged = errors.New("spool file is damaged")
 // inFlight is how many batches may wait for their acknowledgement at once.
 const inFlight = 32
 
+// file is a spool file as the queue knows it. There may be as many as batches
+// have room in the spool, so it is small: 24 bytes with its place there.
+type file struct {
+	// stamp is when it was written, ns of the wall clock, or a little more: no
+	// two are the same, and their order is that of the batches. With number,
+	// the batch's, it is the file's name.
+	stamp  int64
+	number uint32
+	size   uint32
+}
+
+func (f file) path(dir string) string {
+	return filepath.Join(dir, fmt.Sprintf("%016x-%08x%s", f.stamp, f.number, suffix))
+}
+
+const suffix = ".batch"
+
+// parseName reads a file's name, which path gave.
+func parseName(name string) (f file, ok bool) {
+	stamp, number, both := strings.Cut(strings.TrimSuffix(name, suffix), "-")
+	if !both || !strings.HasSuffix(name, suffix) || len(stamp) != 16 || len(number) != 8 {
+		return file{}, false
+	}
+	at, err1 := strconv.ParseInt(stamp, 16, 64)
+	n, err2 := strconv.ParseUint(number, 16, 32)
+	return file{stamp: at, number: uint32(n)}, err1 == nil && err2 == nil
+}
+
+// place is one in the queue.
+type place struct {
+	file
+	e *entry // nil: read it when its turn comes
+}
+
 // entry is one spooled batch. It is the file's header, as JSON.
 type entry struct {
 	Run        string          `json:"run"`
@@ -52,10 +87,8 @@ type entry struct {
 	Cumulative uint64          `json:"cumulative"`
 	Note       json.RawMessage `json:"note,omitempty"`
 
-	path  string
-	size  int64
-	first bool   // never offered to JetStream before
-	data  []byte // kept only while the queue is short
+	first bool // never offered to JetStream before
+	data  []byte
 }
 
 // Outbox is a spool folder and its publisher. Put is safe for concurrent use;
@@ -71,7 +104,9 @@ type Outbox struct {
 	next       uint64            // number of the next batch
 	cumulative map[string]uint64 // rows per subject of this run
 	bytes      int64
-	queue      []*entry
+	queue      []place
+	last       int64             // stamp of the newest file
+	notes      []json.RawMessage // see Notes
 	wake       chan struct{}
 	lock       *os.File
 
@@ -127,17 +162,13 @@ func (o *Outbox) Pending() (batches int, bytes int64) {
 }
 
 // Notes returns the notes of the batches that an earlier run left, oldest
-// first. Call it before the first Put.
+// first, and forgets them: a second call returns none.
 func (o *Outbox) Notes() []json.RawMessage {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var out []json.RawMessage
-	for _, e := range o.queue {
-		if e.Note != nil {
-			out = append(out, e.Note)
-		}
-	}
-	return out
+	notes := o.notes
+	o.notes = nil
+	return notes
 }
 
 // Put spools a batch of rows events for subject. note, if not nil, is kept
@@ -155,25 +186,33 @@ func (o *Outbox) Put(subject string, data []byte, rows int, note any, stored fun
 		}
 		e.Note = n
 	}
-	if o.bytes+int64(len(data)) > o.max {
+	buf, err := e.encode(data)
+	if err != nil {
+		return err
+	}
+	if o.bytes+int64(len(buf)) > o.max {
 		return ErrFull
 	}
-	if err := o.write(e, data); err != nil {
+	// Later than the newest file, whatever somebody has set the clock to.
+	f := file{stamp: max(time.Now().UnixNano(), o.last+1), number: uint32(e.Batch), size: uint32(len(buf))}
+	if err := o.write(f, buf); err != nil {
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			return fmt.Errorf("%w: %w", ErrFull, err)
 		}
 		return err
 	}
+	o.last = f.stamp
 	o.next++
 	o.cumulative[subject] = e.Cumulative
-	o.bytes += e.size
-	if len(o.queue) < 2*inFlight {
-		e.data = data
-	}
+	o.bytes += int64(f.size)
 	if stored != nil {
 		stored()
 	}
-	o.queue = append(o.queue, e)
+	p := place{file: f}
+	if len(o.queue) < 2*inFlight {
+		e.data, p.e = data, e
+	}
+	o.queue = append(o.queue, p)
 	select {
 	case o.wake <- struct{}{}:
 	default:
@@ -185,73 +224,93 @@ func (o *Outbox) Put(subject string, data []byte, rows int, note any, stored fun
 // little-endian 32-bit numbers; the header; the batch.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func (o *Outbox) write(e *entry, data []byte) error {
+func (e *entry) encode(data []byte) ([]byte, error) {
 	h, err := json.Marshal(e)
 	if err != nil {
-		return fmt.Errorf("spool header: %w", err)
+		return nil, fmt.Errorf("spool header: %w", err)
 	}
 	buf := make([]byte, 8, 8+len(h)+len(data))
 	buf = append(append(buf, h...), data...)
 	binary.LittleEndian.PutUint32(buf, uint32(len(h)))
 	binary.LittleEndian.PutUint32(buf[4:], crc32.Checksum(buf[8:], castagnoli))
-	if e.path == "" {
-		// Time first, so that the names sort in the order of several runs.
-		e.path = filepath.Join(o.dir, fmt.Sprintf("%016x-%08x.batch", time.Now().UnixNano(), uint32(e.Batch)))
-	}
-	e.size = int64(len(buf))
-	tmp := e.path + ".tmp"
+	return buf, nil
+}
+
+func (o *Outbox) write(f file, buf []byte) error {
+	path := f.path(o.dir)
+	tmp := path + ".tmp"
 	if err := os.WriteFile(tmp, buf, 0o640); err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("spool: %w", err)
 	}
-	if err := os.Rename(tmp, e.path); err != nil {
+	if err := os.Rename(tmp, path); err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}
 	return nil
 }
 
-func read(path string) (*entry, []byte, error) {
+// read returns the entry in a file, with its data, and the file's size.
+func (o *Outbox) read(f file) (*entry, int, error) {
+	path := f.path(o.dir)
 	buf, err := os.ReadFile(path)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", errDamaged, err)
+		return nil, 0, fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	if len(buf) < 8 || int(binary.LittleEndian.Uint32(buf)) > len(buf)-8 || crc32.Checksum(buf[8:], castagnoli) != binary.LittleEndian.Uint32(buf[4:]) {
-		return nil, nil, fmt.Errorf("%w: %s has a wrong length or checksum", errDamaged, path)
+		return nil, 0, fmt.Errorf("%w: %s has a wrong length or checksum", errDamaged, path)
 	}
 	n := 8 + int(binary.LittleEndian.Uint32(buf))
-	e := &entry{path: path, size: int64(len(buf))}
+	e := &entry{data: buf[n:]}
 	if err := json.Unmarshal(buf[8:n], e); err != nil {
-		return nil, nil, fmt.Errorf("%w: %s: %w", errDamaged, path, err)
+		return nil, 0, fmt.Errorf("%w: %s: %w", errDamaged, path, err)
 	}
-	return e, buf[n:], nil
+	e.first = e.Run == o.run // whether an earlier run has offered it is not known
+	return e, len(buf), nil
+}
+
+// setAside renames a damaged file, so that somebody can look at it.
+func (o *Outbox) setAside(f file, why error) {
+	o.log.Error("spool file set aside", "error", why, "remedy", "events in it are lost; look at the disk")
+	path := f.path(o.dir)
+	if err := os.Rename(path, path+".damaged"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		o.log.Error("damaged spool file not renamed; it will be met again at the next start", "error", err)
+	}
 }
 
 // load queues what an earlier run left. A damaged file, which only the death
 // of the machine can leave, is renamed aside and reported.
 func (o *Outbox) load() error {
-	left, err := filepath.Glob(filepath.Join(o.dir, "*.tmp"))
+	folder, err := os.Open(o.dir)
 	if err != nil {
 		return fmt.Errorf("spool folder: %w", err)
 	}
-	for _, p := range left {
-		os.Remove(p)
-	}
-	paths, err := filepath.Glob(filepath.Join(o.dir, "*.batch"))
+	defer folder.Close()
+	names, err := folder.Readdirnames(-1)
 	if err != nil {
 		return fmt.Errorf("spool folder: %w", err)
 	}
-	slices.Sort(paths)
-	for _, p := range paths {
-		e, _, err := read(p)
+	var files []file
+	for _, name := range names {
+		if strings.HasSuffix(name, ".tmp") {
+			os.Remove(filepath.Join(o.dir, name)) // half written; it was never taken
+		} else if f, ok := parseName(name); ok {
+			files = append(files, f)
+		}
+	}
+	slices.SortFunc(files, func(a, b file) int { return cmp.Compare(a.stamp, b.stamp) })
+	for _, f := range files {
+		e, size, err := o.read(f)
+		o.last = f.stamp
 		if err != nil {
-			o.log.Error("spool file set aside", "error", err, "remedy", "events in it are lost; look at the disk")
-			if err := os.Rename(p, p+".damaged"); err != nil {
-				return fmt.Errorf("spool folder: %w", err)
-			}
+			o.setAside(f, err)
 			continue
 		}
-		o.queue = append(o.queue, e)
-		o.bytes += e.size
+		f.size = uint32(size)
+		o.queue = append(o.queue, place{file: f})
+		o.bytes += int64(size)
+		if e.Note != nil {
+			o.notes = append(o.notes, e.Note)
+		}
 	}
 	if len(o.queue) > 0 {
 		o.log.Info("publishing batches that an earlier run left", "batches", len(o.queue), "bytes", o.bytes)
@@ -279,16 +338,18 @@ func (o *Outbox) Run(ctx context.Context, grace time.Duration) error {
 	backoff := time.Duration(0)
 	for {
 		for len(flights) < inFlight {
-			e := o.peek(len(flights))
+			e, err := o.peek(len(flights))
+			if errors.Is(err, errDamaged) {
+				if len(flights) > 0 {
+					break // when it is the head
+				}
+				o.setAside(o.pop(), err)
+				continue
+			}
 			if e == nil {
 				break
 			}
 			f, err := o.offer(e)
-			if errors.Is(err, errDamaged) && len(flights) == 0 {
-				o.log.Error("spooled batch lost", "error", err, "rows", e.Rows)
-				o.done(e)
-				continue
-			}
 			if err != nil {
 				if len(flights) == 0 {
 					backoff = o.pause(work, backoff, err)
@@ -298,7 +359,7 @@ func (o *Outbox) Run(ctx context.Context, grace time.Duration) error {
 			flights = append(flights, flight{e, f})
 		}
 		if len(flights) == 0 {
-			if o.peek(0) != nil {
+			if n, _ := o.Pending(); n > 0 {
 				if work.Err() != nil {
 					return nil
 				}
@@ -357,7 +418,8 @@ func (o *Outbox) settle(ctx context.Context, flights []flight) {
 	}
 }
 
-// pause waits before the next attempt and returns the next wait.
+// pause waits before the next attempt, or until NATS is back, and returns how
+// long; 0 begins anew.
 func (o *Outbox) pause(ctx context.Context, last time.Duration, err error) time.Duration {
 	wait := min(max(2*last, 100*time.Millisecond), 5*time.Second)
 	n, bytes := o.Pending()
@@ -368,32 +430,45 @@ func (o *Outbox) pause(ctx context.Context, last time.Duration, err error) time.
 		}
 		o.log.Warn(msg, "batches", n, "bytes", bytes, "error", err)
 	}
-	select {
-	case <-time.After(wait):
-	case <-ctx.Done():
+	away := !o.bus.NC.IsConnected()
+	for end := time.Now().Add(wait); time.Now().Before(end); {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return wait
+		}
+		if away && o.bus.NC.IsConnected() {
+			return 0
+		}
 	}
 	return wait
 }
 
-// peek returns the i-th batch of the queue, or nil.
-func (o *Outbox) peek(i int) *entry {
+// peek returns the i-th batch of the queue, or nil. It is Run's, who alone
+// takes from the queue.
+func (o *Outbox) peek(i int) (*entry, error) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	if i < len(o.queue) {
-		return o.queue[i]
+	if i >= len(o.queue) {
+		o.mu.Unlock()
+		return nil, nil
 	}
-	return nil
+	p := o.queue[i]
+	o.mu.Unlock()
+	if p.e != nil {
+		return p.e, nil
+	}
+	e, _, err := o.read(p.file)
+	if err != nil {
+		return nil, err
+	}
+	o.mu.Lock()
+	o.queue[i].e = e // kept: an attempt that fails is noted in it
+	o.mu.Unlock()
+	return e, nil
 }
 
 func (o *Outbox) offer(e *entry) (jetstream.PubAckFuture, error) {
-	data := e.data
-	if data == nil {
-		var err error
-		if _, data, err = read(e.path); err != nil {
-			return nil, err
-		}
-	}
-	return o.bus.JS.PublishMsgAsync(message(e, data), jetstream.WithMsgID(schemas.BatchIDOf(e.Run, e.Batch)), jetstream.WithExpectStream(schemas.StreamRaw))
+	return o.bus.JS.PublishMsgAsync(message(e, e.data), jetstream.WithMsgID(schemas.BatchIDOf(e.Run, e.Batch)), jetstream.WithExpectStream(schemas.StreamRaw))
 }
 
 func message(e *entry, data []byte) *nats.Msg {
@@ -413,28 +488,35 @@ func message(e *entry, data []byte) *nats.Msg {
 	return m
 }
 
-// rename gives a batch a run of its own, on disk too.
+// rename gives the batch at the head of the queue a run of its own, on disk too.
 func (o *Outbox) rename(e *entry) error {
-	_, data, err := read(e.path)
+	e.Run, e.Batch, e.first = bus.NewRunID(), 1, true
+	buf, err := e.encode(e.data)
 	if err != nil {
 		return err
 	}
-	e.Run, e.Batch, e.first = bus.NewRunID(), 1, true
-	old := e.size
-	err = o.write(e, data)
 	o.mu.Lock()
-	o.bytes += e.size - old
-	o.mu.Unlock()
-	return err
+	defer o.mu.Unlock()
+	head := &o.queue[0]
+	o.bytes += int64(len(buf)) - int64(head.size)
+	head.size = uint32(len(buf))
+	return o.write(head.file, buf)
+}
+
+// pop takes the head of the queue out.
+func (o *Outbox) pop() file {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	head := o.queue[0]
+	o.queue[0].e = nil // what is behind it in memory stays as long as the queue
+	o.queue = o.queue[1:]
+	o.bytes -= int64(head.size)
+	return head.file
 }
 
 // done removes an acknowledged batch, which is the head of the queue.
 func (o *Outbox) done(e *entry) {
-	o.mu.Lock()
-	o.queue = o.queue[1:]
-	o.bytes -= e.size
-	o.mu.Unlock()
-	if err := os.Remove(e.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(o.pop().path(o.dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		o.log.Error("spool file of a published batch not removed; it will be published again and recognised", "error", err)
 	}
 	if _, _, c, err := schemas.ParseRawSubject(e.Subject); err == nil {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -306,5 +307,77 @@ func TestSecondOwnerIsRefused(t *testing.T) {
 	}
 	if err := o.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// What a long outage piles up is on the disk, not in memory.
+func TestManyFilesTakeLittleMemory(t *testing.T) {
+	s := natstest.Start(t)
+	b := natstest.Connect(t, s, schemas.ServiceSensor)
+	dir := t.TempDir()
+	heap := func() float64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return float64(m.HeapAlloc)
+	}
+	const n = 8000
+	within := func(o *outbox.Outbox, before float64) {
+		t.Helper()
+		if each := (heap() - before) / n; each > 64 {
+			t.Errorf("a batch on disk takes %.0f bytes of memory", each)
+		}
+		if batches, _ := o.Pending(); batches != n {
+			t.Errorf("%d batches pending", batches)
+		}
+	}
+	before := heap()
+	o := open(t, dir, 1<<30, b)
+	put(t, o, 0, n)
+	within(o, before)
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before = heap()
+	o = open(t, dir, 1<<30, b)
+	if got := len(o.Notes()); got != n {
+		t.Errorf("%d notes", got)
+	}
+	within(o, before)
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Batches stay in order over a restart when the clock was set back meanwhile.
+func TestClockSetBack(t *testing.T) {
+	s := natstest.Start(t)
+	b := natstest.Connect(t, s, schemas.ServiceSensor)
+	dir := t.TempDir()
+	o := open(t, dir, 1<<20, b)
+	put(t, o, 0, 1)
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// As if it had been written an hour from now.
+	files, err := filepath.Glob(filepath.Join(dir, "*.batch"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v %v", files, err)
+	}
+	later := fmt.Sprintf("%016x-00000001.batch", time.Now().Add(time.Hour).UnixNano())
+	if err := os.Rename(files[0], filepath.Join(dir, later)); err != nil {
+		t.Fatal(err)
+	}
+	o = open(t, dir, 1<<20, b)
+	put(t, o, 1, 10)
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o = open(t, dir, 1<<20, b)
+	run(t, o)()
+	for i, m := range stored(t, s, schemas.StreamRaw) {
+		if string(m.Data) != fmt.Sprint("batch ", i) {
+			t.Errorf("message %d is %q", i, m.Data)
+		}
 	}
 }

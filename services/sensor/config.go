@@ -89,7 +89,7 @@ func DefaultConfig() Config {
 	return Config{
 		NATS: bus.DefaultConfig(), Log: service.DefaultLog(), Admin: service.DefaultAdmin(),
 		Cluster: "default", Node: host,
-		StateDir: "/var/lib/picket/sensor", SpoolBytes: 256 << 20,
+		StateDir: "/var/lib/picket/sensor", SpoolBytes: 1 << 30,
 		Kernel: KernelConfig{Instance: "default", BPFFS: "/sys/fs/bpf", ProcessRing: 4 << 20, FileRing: 8 << 20, NetworkRing: 2 << 20, KernelRing: 1 << 20, DNSRing: 1 << 20, DNS: true,
 			WatchedPaths: DefaultWatchedPaths(), Unwanted: []string{"close"}, Environment: DefaultEnvironment(), Share: 2000},
 		Redact:           RedactConfig{Enabled: true, Words: redact.DefaultWords()},

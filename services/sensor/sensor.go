@@ -205,6 +205,7 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if s.names, err = lru.New[namedAddress, string](maxNames); err != nil {
 		return nil, errors.Join(err, s.cgroups.Close())
 	}
+	countEvictions(reg, s.tree, s.cgroups)
 	options := bpf.Options{Instance: cfg.Kernel.Instance, BPFFS: cfg.Kernel.BPFFS, Controller: hierarchy.Controller, Hierarchy: hierarchy.ID,
 		ProcessRing: cfg.Kernel.ProcessRing, FileRing: cfg.Kernel.FileRing, NetworkRing: cfg.Kernel.NetworkRing, KernelRing: cfg.Kernel.KernelRing, DNSRing: cfg.Kernel.DNSRing}
 	if cfg.Kernel.DNS {

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"picket/schemas"
+	"picket/test/rig"
 )
 
 //go:embed load/load.c
@@ -85,13 +86,14 @@ const (
 )
 
 type bench struct {
-	load, sensor, dir string
-	nats              *server
-	started           int
-	peak, resident    []float64
+	load, sensor, dir, file string
+	nats                    *rig.NATS
+	started                 int
+	peak, resident          []float64
 }
 
 func main() {
+	rig.ServeNATS()
 	rounds := flag.Int("rounds", 5, "rounds of each storm, every one without and with the sensor")
 	execs := flag.Int("execs", 20000, "programs run in the exec storm")
 	opens := flag.Int("opens", 2000000, "files opened in the open storms")
@@ -101,12 +103,20 @@ func main() {
 	binary := flag.String("sensor", "bin/picket-sensor", "picket-sensor")
 	format := flag.String("format", "table", "table, or benchstat: a line per round for golang.org/x/perf/cmd/benchstat")
 	check := flag.Bool("check", false, "exit 1 when a limit is missed")
+	memory := flag.Bool("memory", false, "instead of all that: whether the sensor's memory stays bounded while processes and containers come and go")
+	processes := flag.Int("processes", 200000, "with -memory: processes")
+	containers := flag.Int("containers", 5000, "with -memory: containers they are in")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if flag.NArg() == 3 && flag.Arg(0) == "nats" {
-		if err := runNATS(ctx, flag.Arg(1), flag.Arg(2)); err != nil {
-			fmt.Fprintln(os.Stderr, err)
+	if *memory {
+		b := &bench{sensor: *binary}
+		err := b.prepare(ctx)
+		if err == nil {
+			err = b.churn(ctx, *processes, *containers, os.Stdout)
+		}
+		if err = errors.Join(err, b.close()); err != nil {
+			fmt.Fprintln(os.Stderr, "bench-sensor:", err)
 			os.Exit(1)
 		}
 		return
@@ -136,25 +146,56 @@ func main() {
 	}
 }
 
-func measure(ctx context.Context, rounds, execs, opens, connects int, idle time.Duration, only, binary string) (_ *report, err error) {
+// prepare makes all that a run needs; close takes it away, also when prepare
+// has failed.
+func (b *bench) prepare(ctx context.Context) error {
 	if os.Geteuid() != 0 {
-		return nil, errors.New("needs root: it watches the kernel")
+		return errors.New("needs root: it watches the kernel")
 	}
-	dir, err := os.MkdirTemp("", "picket-bench-sensor-")
-	if err != nil {
-		return nil, err
+	var err error
+	if b.dir, err = os.MkdirTemp("", "picket-bench-sensor-"); err != nil {
+		return err
 	}
-	defer os.RemoveAll(dir)
 	// As deep as the file of the other open storm.
 	file, err := os.CreateTemp("", "picket-bench-sensor-")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer os.Remove(file.Name())
+	b.file = file.Name()
 	if err := errors.Join(file.Truncate(64), file.Close()); err != nil {
+		return err
+	}
+	b.load = filepath.Join(b.dir, "load")
+	cc := exec.CommandContext(ctx, "cc", "-O2", "-Wall", "-x", "c", "-", "-o", b.load)
+	cc.Stdin = strings.NewReader(loadSource)
+	if out, err := cc.CombinedOutput(); err != nil {
+		return fmt.Errorf("compiling the load program (apt-get install gcc, if cc is missing): %w\n%s", err, out)
+	}
+	b.nats, err = rig.StartNATS(ctx, filepath.Join(b.dir, "nats"), 4<<30)
+	return err
+}
+
+func (b *bench) close() error {
+	var errs []error
+	if b.nats != nil {
+		errs = append(errs, b.nats.Stop())
+	}
+	if b.file != "" {
+		errs = append(errs, os.Remove(b.file))
+	}
+	if b.dir != "" {
+		errs = append(errs, os.RemoveAll(b.dir))
+	}
+	return errors.Join(errs...)
+}
+
+func measure(ctx context.Context, rounds, execs, opens, connects int, idle time.Duration, only, binary string) (_ *report, err error) {
+	b := &bench{sensor: binary}
+	defer func() { err = errors.Join(err, b.close()) }()
+	if err := b.prepare(ctx); err != nil {
 		return nil, err
 	}
-	todo := storms(execs, opens, connects, file.Name())
+	todo := storms(execs, opens, connects, b.file)
 	if only != "" {
 		names := strings.Split(only, ",")
 		for _, name := range names {
@@ -164,17 +205,7 @@ func measure(ctx context.Context, rounds, execs, opens, connects int, idle time.
 		}
 		todo = slices.DeleteFunc(todo, func(s *storm) bool { return !slices.Contains(names, s.name) })
 	}
-	b := &bench{load: filepath.Join(dir, "load"), sensor: binary, dir: dir}
-	cc := exec.CommandContext(ctx, "cc", "-O2", "-Wall", "-x", "c", "-", "-o", b.load)
-	cc.Stdin = strings.NewReader(loadSource)
-	if out, err := cc.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("compiling the load program (apt-get install gcc, if cc is missing): %w\n%s", err, out)
-	}
 	r := &report{rounds: rounds, idle: -1, before: loadAverage()}
-	if b.nats, err = startNATS(ctx, filepath.Join(dir, "nats")); err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, b.nats.stop()) }()
 	for _, s := range todo {
 		fmt.Fprintf(os.Stderr, "%s …\n", s.title)
 		res, err := b.measure(ctx, s, rounds)
@@ -325,29 +356,29 @@ func (b *bench) with(ctx context.Context, s *storm, stats bool) (_ *watched, err
 	}
 	defer func() {
 		if err != nil {
-			_ = p.stop() // err is what matters
+			_ = p.Stop() // err is what matters
 		}
 	}()
-	var programs []ebpf.ProgramID
+	var ids []ebpf.ProgramID
 	if stats {
 		closer, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 		if err != nil {
 			return nil, fmt.Errorf("kernel.bpf_stats_enabled: %w", err)
 		}
 		defer closer.Close()
-		if programs, err = p.programs(); err != nil {
+		if ids, err = programs(p); err != nil {
 			return nil, err
 		}
 	}
-	before, err := p.metrics()
+	before, err := p.Metrics()
 	if err != nil {
 		return nil, err
 	}
-	cpu, err := p.cpu()
+	cpu, err := p.CPU()
 	if err != nil {
 		return nil, err
 	}
-	ran, err := programTime(programs)
+	ran, err := programTime(ids)
 	if err != nil {
 		return nil, err
 	}
@@ -356,20 +387,20 @@ func (b *bench) with(ctx context.Context, s *storm, stats bool) (_ *watched, err
 		return nil, err
 	}
 	end := time.Now()
-	ranAfter, err := programTime(programs)
+	ranAfter, err := programTime(ids)
 	if err != nil {
 		return nil, err
 	}
 	w.kernel = float64((ranAfter - ran).Nanoseconds()) / 1e3 / float64(s.ops())
 
-	want := before.settled(s.class) + float64(s.events*s.ops())
-	var f figures
-	err = p.until(ctx, 2*time.Minute, 250*time.Millisecond, fmt.Sprintf("done with %.0f events of class %s", want, s.class), func() (bool, error) {
+	want := before.Settled(s.class) + float64(s.events*s.ops())
+	var f rig.Figures
+	err = p.Until(ctx, 2*time.Minute, 250*time.Millisecond, fmt.Sprintf("done with %.0f events of class %s", want, s.class), func() (bool, error) {
 		var err error
-		if f, err = p.metrics(); err != nil {
+		if f, err = p.Metrics(); err != nil {
 			return false, err
 		}
-		if n := f.settled(s.class); n < want {
+		if n := f.Settled(s.class); n < want {
 			return false, fmt.Errorf("it has published or lost %.0f", n)
 		}
 		return f["picket_sensor_spool_batches"] == 0, nil
@@ -379,33 +410,33 @@ func (b *bench) with(ctx context.Context, s *storm, stats bool) (_ *watched, err
 	}
 	w.behind = time.Since(end)
 	time.Sleep(settle / 2) // for what followed the last event asked for
-	cpuAfter, err := p.cpu()
+	cpuAfter, err := p.CPU()
 	if err != nil {
 		return nil, err
 	}
 	w.cpu = float64((cpuAfter - cpu).Microseconds())
-	if f, err = p.metrics(); err != nil {
+	if f, err = p.Metrics(); err != nil {
 		return nil, err
 	}
-	w.events = f.published() - before.published()
-	peak, now, err := p.memory()
+	w.events = f.Published() - before.Published()
+	peak, now, err := p.Memory()
 	if err != nil {
 		return nil, err
 	}
 	b.peak, b.resident = append(b.peak, peak), append(b.resident, now)
-	a, err := p.close(ctx)
+	a, err := p.Close(ctx)
 	if err != nil {
 		return nil, err
 	}
-	w.lost = float64(a.losses())
+	w.lost = float64(a.Losses())
 	return w, nil
 }
 
 // start starts a sensor that is a node of its own, so that its account is its
 // own, and lets it come to rest.
-func (b *bench) start(ctx context.Context) (*sensor, error) {
+func (b *bench) start(ctx context.Context) (*rig.Sensor, error) {
 	b.started++
-	p, err := startSensor(ctx, b.sensor, b.dir, fmt.Sprintf("node-%d", b.started), b.nats)
+	p, err := rig.StartSensor(ctx, b.sensor, b.dir, fmt.Sprintf("node-%d", b.started), b.nats)
 	if err != nil {
 		return nil, err
 	}
@@ -421,12 +452,12 @@ func (b *bench) idle(ctx context.Context, d time.Duration) (float64, error) {
 		return 0, err
 	}
 	time.Sleep(2 * settle)
-	before, err1 := p.cpu()
+	before, err1 := p.CPU()
 	select {
 	case <-time.After(d):
 	case <-ctx.Done():
 	}
-	after, err2 := p.cpu()
-	_, err3 := p.close(ctx)
+	after, err2 := p.CPU()
+	_, err3 := p.Close(ctx)
 	return 100 * float64(after-before) / float64(d), errors.Join(err1, err2, err3)
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -22,6 +23,18 @@ type Resolver struct {
 	mount *os.File // its root
 	at    string   // where the kernel says that mount is
 	cache *lru.Cache[uint64, Info]
+
+	evicted atomic.Uint64
+}
+
+// Evicted returns how many cgroups were forgotten because there were too many;
+// one of them is looked up again when it acts.
+func (r *Resolver) Evicted() uint64 { return r.evicted.Load() }
+
+func (r *Resolver) keep(id uint64, in Info) {
+	if r.cache.Add(id, in) {
+		r.evicted.Add(1)
+	}
 }
 
 // NewResolver returns a resolver of the ids of one hierarchy, which knows the
@@ -56,7 +69,7 @@ func (r *Resolver) Close() error { return r.mount.Close() }
 // An empty path is not taken in.
 func (r *Resolver) Add(id uint64, path string) {
 	if path != "" {
-		r.cache.Add(id, Parse(path))
+		r.keep(id, Parse(path))
 	}
 }
 
@@ -101,7 +114,7 @@ func (r *Resolver) Resolve(id uint64, pid uint32) (in Info, ok bool) {
 	path, err := r.path(id)
 	if err == nil {
 		in = Parse(path)
-		r.cache.Add(id, in)
+		r.keep(id, in)
 		return in, true
 	}
 	path, err = r.pathOf(pid)
@@ -119,7 +132,7 @@ func (r *Resolver) Resolve(id uint64, pid uint32) (in Info, ok bool) {
 		if inode(st) != id {
 			return Info{}, false
 		}
-		r.cache.Add(id, in)
+		r.keep(id, in)
 	}
 	return in, true
 }

@@ -80,3 +80,25 @@ func TestResolver(t *testing.T) {
 		})
 	}
 }
+
+// TestCacheIsBounded: what goes for want of room is counted.
+func TestCacheIsBounded(t *testing.T) {
+	h, err := NodeHierarchy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := NewResolver(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	known := uint64(r.cache.Len())
+	// No cgroup has such an id.
+	const first, surplus = uint64(1) << 60, 100
+	for i := range cacheSize - known + surplus {
+		r.Add(first+i, "/docker/"+id)
+	}
+	if n := r.Evicted(); n != surplus || r.cache.Len() != cacheSize {
+		t.Errorf("%d evictions counted, want %d; %d kept", n, surplus, r.cache.Len())
+	}
+}

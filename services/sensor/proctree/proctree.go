@@ -79,11 +79,14 @@ func (t *Tree) Ancestors(p *Proc, buf []*Proc) []*Proc {
 }
 
 // Bounds. A node has at most kernel.pid_max processes; what has exited is kept
-// a while because events of other rings may come after it.
+// a while because events of other rings may come after it, unless so many exit
+// in that time that memory would follow the rate of forks.
 const (
-	maxProcs   = 1 << 17
-	keepExited = 30 * 1e9 // ns of the kernel's clock
-	maxChain   = 64       // ancestors kept alive by a process
+	maxProcs      = 1 << 17
+	keepExited    = 30 * 1e9 // ns of the kernel's clock
+	maxExited     = 1 << 14
+	maxExitedText = 16 << 20 // bytes of their names, paths and arguments
+	maxChain      = 64       // ancestors kept alive by a process
 )
 
 // Tree is the process table. It is safe for concurrent use.
@@ -92,12 +95,15 @@ type Tree struct {
 	byPID  map[uint32]*node
 	exits  []exit             // oldest first
 	starts map[string]entered // by container id: at most one of each process
+	text   int                // bytes in exits
 	missed uint64
-	full   uint64
+	// pushed out before their time
+	evictedExited, evictedLiving uint64
 }
 
 type exit struct {
 	pid  uint32
+	text uint32
 	n    *node
 	when uint64
 }
@@ -152,11 +158,13 @@ func (t *Tree) Missed() uint64 {
 	return t.missed
 }
 
-// Full returns how many processes the tree could not take in.
-func (t *Tree) Full() uint64 {
+// Evicted returns how many processes were forgotten because there was no room
+// for more: exited ones before their time, and such as were not known to have
+// exited. What such a process does later is told from /proc.
+func (t *Tree) Evicted() (exited, living uint64) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.full
+	return t.evictedExited, t.evictedLiving
 }
 
 // Add puts a process into the tree, as a child of the process ppid as it is
@@ -184,10 +192,14 @@ func (t *Tree) add(p Proc, parent *node) *Proc {
 	if old != nil && !same(old.proc.Start, p.Start) {
 		t.leave(old.proc) // its exit was not seen
 	}
-	if len(t.byPID) >= maxProcs {
-		if old == nil {
-			t.full++
-			return &p
+	if old == nil && len(t.byPID) >= maxProcs {
+		// None of them has exited, as far as is known (expire): any one goes, so
+		// that those whose exit was lost go in the end.
+		for pid, n := range t.byPID {
+			t.leave(n.proc)
+			delete(t.byPID, pid)
+			t.evictedLiving++
+			break
 		}
 	}
 	t.byPID[p.PID] = &node{proc: &p}
@@ -309,17 +321,37 @@ func (t *Tree) Exit(pid uint32, start, now uint64) {
 	if n := t.find(Ref{pid, start}); n != nil && !n.exited {
 		n.exited = true
 		t.leave(n.proc)
-		t.exits = append(t.exits, exit{pid, n, now})
+		text := n.proc.text()
+		if n.proc.before != nil {
+			text += n.proc.before.text()
+		}
+		t.text += text
+		t.exits = append(t.exits, exit{pid, uint32(text), n, now})
 	}
 }
 
-// expire forgets what exited long ago.
+// text returns the bytes of what is kept as text.
+func (p *Proc) text() int {
+	return len(p.Name) + len(p.Exe) + len(p.Command) + len(p.Args) + len(p.Cwd)
+}
+
+// expire forgets what exited long ago, and the oldest of what is too much.
 func (t *Tree) expire(now uint64) {
 	i := 0
-	for ; i < len(t.exits) && (t.exits[i].when+keepExited < now || len(t.byPID) >= maxProcs); i++ {
-		if x := t.exits[i]; t.byPID[x.pid] == x.n {
-			delete(t.byPID, x.pid)
+	for ; i < len(t.exits); i++ {
+		x := t.exits[i]
+		old := x.when+keepExited < now
+		if !old && len(t.exits)-i < maxExited && t.text < maxExitedText && len(t.byPID) < maxProcs {
+			break
 		}
+		if t.byPID[x.pid] == x.n {
+			delete(t.byPID, x.pid)
+			if !old {
+				t.evictedExited++
+			}
+		}
+		t.text -= int(x.text)
+		t.exits[i] = exit{} // its place goes later
 	}
 	t.exits = t.exits[i:]
 	if i > 0 && len(t.exits) == 0 {

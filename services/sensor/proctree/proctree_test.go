@@ -227,3 +227,54 @@ func TestByVPID(t *testing.T) {
 		t.Errorf("it has exited: %+v", p)
 	}
 }
+
+// TestExitedAreBounded: memory must not follow the rate of forks.
+func TestExitedAreBounded(t *testing.T) {
+	tr := New()
+	tr.Add(Proc{PID: 1, Start: 1}, 0)
+	run := func(from, n uint32, args string) {
+		for pid := from; pid < from+n; pid++ { // all within the time that they would be kept
+			fork(tr, 1, pid, 1, uint64(pid), uint64(pid), "x", 0, 0)
+			tr.Exec(pid, uint64(pid), 1, uint64(pid), "", func(p *Proc) { p.Args = args })
+			tr.Exit(pid, uint64(pid), uint64(pid))
+		}
+	}
+	const surplus = 1000
+	run(2, maxExited+surplus, "")
+	if len(tr.exits) != maxExited || tr.Len() != maxExited+1 {
+		t.Errorf("%d exited processes, %d in all", len(tr.exits), tr.Len())
+	}
+	if exited, living := tr.Evicted(); exited != surplus || living != 0 {
+		t.Errorf("counted: %d exited, %d living", exited, living)
+	}
+	if tr.Get(2+surplus-1, surplus+1) != nil || tr.Get(2+surplus, surplus+2) == nil {
+		t.Error("it is not the oldest that goes")
+	}
+	long := string(make([]byte, 8<<10))
+	run(1<<20, maxExited, long)
+	if n := len(tr.exits); n > maxExitedText/len(long) || n < maxExitedText/len(long)/2 || tr.text > maxExitedText+len(long)+1 {
+		t.Errorf("%d processes with long arguments are kept, %d bytes", n, tr.text)
+	}
+	// A reused pid leaves its earlier process in line, not in the tree.
+	run(5, 1, "")
+	run(5, 1, "")
+	fork(tr, 1, 9, 1, 40e9, 40e9, "x", 0, 0)
+	if tr.text != 0 || tr.Len() != 2 {
+		t.Errorf("when all are old: %d bytes, %d processes", tr.text, tr.Len())
+	}
+}
+
+// TestFullTree: processes whose exit nobody saw must not keep new ones out.
+func TestFullTree(t *testing.T) {
+	tr := New()
+	const surplus = 1000
+	for pid := uint32(1); pid <= maxProcs+surplus; pid++ {
+		fork(tr, 1, pid, 1, uint64(pid), uint64(pid), "x", 0, 0)
+		if tr.Get(pid, uint64(pid)) == nil {
+			t.Fatalf("process %d is not taken in", pid)
+		}
+	}
+	if exited, living := tr.Evicted(); tr.Len() != maxProcs || living != surplus || exited != 0 {
+		t.Errorf("%d processes; counted: %d exited, %d living", tr.Len(), exited, living)
+	}
+}
