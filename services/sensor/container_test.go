@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,7 +22,7 @@ type runtime struct {
 	t            *testing.T
 	dir, pod     string
 	ids          string // what the ids of its containers begin with
-	runc         string
+	runc         []string
 	made         int
 	cgroupParent string
 }
@@ -37,7 +38,7 @@ func newRuntime(t *testing.T) *runtime {
 	if err != nil {
 		t.Skip("SKIPPED (busybox-static is not installed; scripts/install.sh test installs it): no container was started")
 	}
-	r := &runtime{t: t, dir: t.TempDir(), runc: runc, pod: fmt.Sprintf("%08x-9abc-def0-1234-56789abcdef0", os.Getpid()), ids: fmt.Sprintf("%060x", os.Getpid()),
+	r := &runtime{t: t, dir: t.TempDir(), runc: []string{runc}, pod: fmt.Sprintf("%08x-9abc-def0-1234-56789abcdef0", os.Getpid()), ids: fmt.Sprintf("%060x", os.Getpid()),
 		cgroupParent: fmt.Sprintf("/picket-test-%d", os.Getpid())}
 	for _, d := range []string{"rootfs/bin", "rootfs/proc", "rootfs/dev", "state"} {
 		if err := os.MkdirAll(filepath.Join(r.dir, d), 0o755); err != nil {
@@ -124,7 +125,8 @@ func (r *runtime) keepState(id string) {
 }
 
 func (r *runtime) command(args ...string) *exec.Cmd {
-	return exec.Command(r.runc, append([]string{"--root", filepath.Join(r.dir, "state")}, args...)...)
+	args = slices.Concat(r.runc, []string{"--root", filepath.Join(r.dir, "state")}, args)
+	return exec.Command(args[0], args[1:]...)
 }
 
 // do runs runc to its end. Its output goes to a file: a detached container
@@ -200,6 +202,12 @@ func TestContainers(t *testing.T) {
 	// Its children, one of which outlives its parent, and one that goes on.
 	r.do("exec", long, "/bin/busybox", "sh", "-c", "busybox true root; (busybox sh -c 'busybox usleep 100000; busybox true orphan' &) ; (busybox true forked)")
 	r.do("exec", "--detach", long, "/bin/busybox", "sh", "-c", "while :; do busybox true later; busybox usleep 50000; done")
+	// The same where the runtime itself does not see the host's mounts, as in a
+	// node that is a container.
+	nested := r.bundle("/bin/busybox", "sh", "-c", "while :; do busybox true nested-own; busybox usleep 50000; done")
+	r.runc = append([]string{"unshare", "--mount"}, r.runc...)
+	r.runDetached(nested)
+	r.do("exec", nested, "/bin/busybox", "sh", "-c", "busybox true nested-root; busybox true nested-child; :")
 	time.Sleep(500 * time.Millisecond)
 	stop()
 
@@ -213,6 +221,7 @@ func TestContainers(t *testing.T) {
 	unnamed := 0
 	marked := map[string]int{} // by the last argument
 	roots := map[string]uint64{}
+	itself := map[uint64]bool{} // exec roots that were seen to execute
 	for _, b := range batches(t, s) {
 		if b.Class() != schemas.Process {
 			continue
@@ -237,6 +246,10 @@ func TestContainers(t *testing.T) {
 			kind := args[strings.LastIndexByte(args, ' ')+1:]
 			root := b.Uint(schemas.ContainerExec, i)
 			switch kind {
+			case "nested-own":
+				if root != 0 {
+					t.Errorf("a child of the nested container's own is told as one of %d from outside", root)
+				}
 			case "own":
 				names := b.Str(schemas.ContainerRuntime, i) + " " + b.Str(schemas.ContainerName, i) + " " + b.Str(schemas.ContainerImage, i) + " " + b.Str(schemas.ContainerImageTag, i) + " " +
 					b.Str(schemas.PodName, i) + " " + b.Str(schemas.Namespace, i)
@@ -249,14 +262,14 @@ func TestContainers(t *testing.T) {
 				if root != 0 {
 					t.Errorf("a child of the container's own is told as one of %d from outside", root)
 				}
-			case "root", "orphan", "forked", "later":
+			case "root", "orphan", "forked", "later", "nested-root", "nested-child":
 				if root == 0 || roots[kind] != 0 && roots[kind] != root {
 					t.Errorf("%q is told as of %d, before as of %d", args, root, roots[kind])
 				}
 				roots[kind] = root
 			}
 			if b.Uint(schemas.ProcessPID, i) == root {
-				marked["root itself"]++
+				itself[root] = true
 			}
 			marked[kind]++
 		}
@@ -271,7 +284,8 @@ func TestContainers(t *testing.T) {
 	if named < mustName || mustName == many && (!first[short] || unnamed > 0) {
 		t.Errorf("containers that were not named with their first program")
 	}
-	if roots["root"] == 0 || roots["root"] != roots["orphan"] || roots["root"] != roots["forked"] || roots["later"] == roots["root"] || marked["own"] == 0 || marked["root itself"] < 2 {
+	if roots["root"] == 0 || roots["root"] != roots["orphan"] || roots["root"] != roots["forked"] || roots["later"] == roots["root"] || marked["own"] == 0 ||
+		marked["nested-own"] == 0 || roots["nested-root"] == 0 || roots["nested-root"] == roots["root"] || roots["nested-child"] != roots["nested-root"] || len(itself) < 3 {
 		t.Errorf("exec roots %v, execs %v", roots, marked)
 	}
 
