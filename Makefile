@@ -40,7 +40,7 @@ deps: ## Install what building and running need: Go modules, the ClickHouse libr
 	@scripts/fetch-chdb.sh
 
 .PHONY: deps-test
-deps-test: ## Install what tests and generating need: gcc, clang
+deps-test: ## Install what tests and generating need: gcc, clang, runc
 	@scripts/install.sh test
 
 .PHONY: generate

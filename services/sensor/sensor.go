@@ -164,12 +164,15 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	s := &sensor{
 		cfg: cfg, log: log, box: box, bootID: strings.TrimSpace(string(boot)),
 		tree: proctree.New(), limitedBy: map[limitedCgroup]uint64{},
-		users: passwd.Open("/etc/passwd"), groups: passwd.Open("/etc/group"),
+		users: passwd.Open(hostFile("/etc/passwd")), groups: passwd.Open(hostFile("/etc/group")),
 		health:  health.New("sensor", cfg.Cluster, cfg.Node, box.RunID(), log, reg),
 		metrics: newMetrics(reg),
 	}
 	if cfg.Redact.Enabled {
 		s.redact = redact.New(cfg.Redact.Words)
+	}
+	if err := checkHost(); err != nil {
+		return nil, err
 	}
 	if s.cgroups, err = containerid.NewResolver(); err != nil {
 		return nil, err

@@ -1,0 +1,119 @@
+package containerid
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// podVariable makes this test binary a process in a pod: it has the cgroup whose
+// container is asked for. What it found is printed.
+const podVariable = "PICKET_TEST_POD"
+
+func TestMain(m *testing.M) {
+	if cgroup := os.Getenv(podVariable); cgroup != "" {
+		if err := inPod(cgroup); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// inPod runs in namespaces of mounts and cgroups of its own. It takes the host's
+// cgroups from where they are, mounts its own part in their place, and after that
+// the host's at another, as in a pod; and then takes that away.
+func inPod(cgroup string) error {
+	host, err := Mount()
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(cgroup, &st); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "pod-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	own, moved := filepath.Join(dir, "own"), filepath.Join(dir, "host")
+	for _, step := range []func() error{
+		func() error { return os.Mkdir(own, 0o755) },
+		func() error { return os.Mkdir(moved, 0o755) },
+		func() error { return unix.Mount("cgroup", own, "cgroup2", 0, "") },
+		func() error { return unix.Mount(host, moved, "", unix.MS_BIND, "") },
+		func() error { return unix.Unmount(host, unix.MNT_DETACH) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	defer unix.Unmount(own, unix.MNT_DETACH)
+	r, err := NewResolver()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if r.root != moved {
+		return fmt.Errorf("the host's cgroups are sought at %s, want %s", r.root, moved)
+	}
+	in, ok := r.Resolve(st.Ino, 0)
+	fmt.Println(ok, in.ContainerID, in.PodUID)
+	if err := unix.Unmount(moved, unix.MNT_DETACH); err != nil {
+		return err
+	}
+	if _, err := NewResolver(); err == nil || !strings.Contains(err.Error(), "only a part") {
+		return fmt.Errorf("with its own part alone: %w", err)
+	}
+	return nil
+}
+
+// TestResolverInPod: a sensor with a cgroup namespace of its own finds the host's
+// cgroups, and names other pods' containers.
+func TestResolverInPod(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED (needs root): cgroups were not looked for as in a pod")
+	}
+	root, err := Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	top := filepath.Join(root, fmt.Sprintf("picket-test-%d", os.Getpid()))
+	ours, other := filepath.Join(top, "pod"+uid, id), filepath.Join(top, "pod"+uid, id2)
+	for _, d := range []string{ours, other} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		for _, d := range []string{ours, other, filepath.Dir(ours), top} {
+			if err := os.Remove(d); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	dir, err := os.Open(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("unshare", "--mount", "--cgroup", self)
+	cmd.Env = append(os.Environ(), podVariable+"="+other)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	out, err := cmd.CombinedOutput()
+	if want := fmt.Sprintln(true, id2, uid); err != nil || string(out) != want {
+		t.Errorf("%v\n%s\nwant\n%s", err, out, want)
+	}
+}
