@@ -16,6 +16,7 @@ import (
 	"picket/internal/bus"
 	"picket/internal/natsserver"
 	"picket/internal/store"
+	"picket/internal/terminal"
 	"picket/internal/up"
 	"picket/schemas"
 )
@@ -32,7 +33,8 @@ func main() {
 		err = nil
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "picket:", err)
+		// ClickHouse quotes data in its errors.
+		fmt.Fprintln(terminal.NewWriter(os.Stderr), "picket:", err)
 		os.Exit(1)
 	}
 }
