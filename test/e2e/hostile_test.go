@@ -249,9 +249,9 @@ func TestHostile(t *testing.T) {
 	// What a person sees.
 	for _, args := range [][]string{
 		{"alerts"},
-		{"query", "SELECT process_name, process_executable_path, process_args, process_command_args, process_environment FROM process WHERE action = 'exec'"},
-		{"query", "SELECT file_path, process_name FROM file WHERE file_created"},
-		{"query", "SELECT toUInt8(process_name) FROM file WHERE file_path LIKE '%/seeded'"},
+		{"query", "SELECT process_name, process_executable_path, process_args, process_command_args, process_environment FROM process WHERE process_args LIKE '%picket-hostile'"},
+		{"query", "SELECT file_path, process_name FROM file WHERE file_created AND startsWith(file_path, '" + dir + "')"},
+		{"query", "SELECT toUInt8(process_name) FROM file WHERE file_path = '" + filepath.Join(dir, "seeded") + "'"},
 	} {
 		cmd := exec.Command(filepath.Join(binaries, "picket"), append([]string{"--clickhouse", c.chURL}, args...)...)
 		out, err := cmd.CombinedOutput()
