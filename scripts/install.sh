@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what Picket needs from package managers, and says what.
 #   install.sh run    to build and run: Go modules; npm (fetches the ClickHouse library)
-#   install.sh test   to test and generate: gcc (race detector), clang and libbpf headers (eBPF), runc (the sensor's rights)
+#   install.sh test   to test and generate: gcc (race detector), clang and libbpf headers (eBPF),
+#                      runc and busybox (containers)
 #   install.sh vm     to test on other kernels (make vmtest): QEMU, and what makes the guest
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -41,9 +42,9 @@ test)
 	if ! command -v clang-19 >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
 		apt_install "compiles the eBPF programs" clang-19 llvm-19 libbpf-dev
 	fi
-	# Without root its tests are left out, and say so.
-	if ! command -v runc >/dev/null && [ "$(id -u)" = 0 ]; then
-		apt_install "runs the sensor with the rights of its manifest" runc
+	# Their tests need root too; without, they say what they left out.
+	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v runc && command -v busybox; } >/dev/null; then
+		apt_install "starts containers for tests" --no-install-recommends runc busybox-static
 	fi
 	;;
 vm)
