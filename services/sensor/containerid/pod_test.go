@@ -86,7 +86,7 @@ func TestResolverInPod(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	top := filepath.Join(root, fmt.Sprintf("picket-test-%d", os.Getpid()))
+	top := filepath.Join(root, fmt.Sprintf("picket-pod-%d", os.Getpid()))
 	ours, other := filepath.Join(top, "pod"+uid, id), filepath.Join(top, "pod"+uid, id2)
 	for _, d := range []string{ours, other} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
