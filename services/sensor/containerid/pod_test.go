@@ -27,7 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// inPod runs in namespaces of mounts and cgroups of its own. It takes the host's
+// inPod runs in namespaces of mounts and cgroups of its own, which end with it,
+// with two folders to mount on. It takes the host's
 // cgroups from where they are, mounts its own part in their place, and after that
 // the host's at another, as in a pod; and then takes that away.
 func inPod(cgroup string) error {
@@ -39,15 +40,8 @@ func inPod(cgroup string) error {
 	if err := unix.Stat(cgroup, &st); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "pod-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	own, moved := filepath.Join(dir, "own"), filepath.Join(dir, "host")
+	own, moved := os.Args[1], os.Args[2]
 	for _, step := range []func() error{
-		func() error { return os.Mkdir(own, 0o755) },
-		func() error { return os.Mkdir(moved, 0o755) },
 		func() error { return unix.Mount("cgroup", own, "cgroup2", 0, "") },
 		func() error { return unix.Mount(host, moved, "", unix.MS_BIND, "") },
 		func() error { return unix.Unmount(host, unix.MNT_DETACH) },
@@ -56,7 +50,6 @@ func inPod(cgroup string) error {
 			return err
 		}
 	}
-	defer unix.Unmount(own, unix.MNT_DETACH)
 	r, err := NewResolver()
 	if err != nil {
 		return err
@@ -109,7 +102,7 @@ func TestResolverInPod(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("unshare", "--mount", "--cgroup", self)
+	cmd := exec.Command("unshare", "--mount", "--cgroup", self, t.TempDir(), t.TempDir())
 	cmd.Env = append(os.Environ(), podVariable+"="+other)
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	out, err := cmd.CombinedOutput()
