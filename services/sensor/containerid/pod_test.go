@@ -28,9 +28,9 @@ func TestMain(m *testing.M) {
 }
 
 // inPod runs in namespaces of mounts and cgroups of its own, which end with it,
-// with two folders to mount on. It takes the host's
-// cgroups from where they are, mounts its own part in their place, and after that
-// the host's at another, as in a pod; and then takes that away.
+// with two folders to mount on. It takes the host's cgroups from where they are,
+// mounts its own part on one folder, and after that the host's on the other, as
+// in a pod; and then takes that away.
 func inPod(cgroup string) error {
 	host, err := Mount()
 	if err != nil {
