@@ -117,8 +117,7 @@ func (o *offers) dnsAt(path string) error {
 		return fmt.Errorf("finding out this process's capabilities: %w", err)
 	}
 	if !admin {
-		o.noDNS = "the sensor lacks the capability CAP_NET_ADMIN, which attaching to cgroup2 needs"
-		return nil
+		return &NotSupportedError{Missing: "the sensor needs the capability CAP_NET_ADMIN to see DNS (kernel.dns), and this process lacks it"}
 	}
 	if err := features.HaveProgramType(ebpf.CGroupSKB); errors.Is(err, ebpf.ErrNotSupported) {
 		o.noDNS = "the kernel was built without CONFIG_CGROUP_BPF"

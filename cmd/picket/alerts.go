@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 	"time"
 
@@ -35,15 +34,20 @@ func newAlerts(t *target) *cobra.Command {
 			if output != "table" && output != "json" {
 				return fmt.Errorf("-o %s: use table or json", output)
 			}
-			out := cmd.OutOrStdout()
-			if follow {
-				return followAlerts(cmd, t, lowest, output, out)
+			show := func(out io.Writer) error {
+				if follow {
+					return followAlerts(cmd, t, lowest, output, out)
+				}
+				s, err := t.store()
+				if err != nil {
+					return err
+				}
+				return storedAlerts(cmd, s, lowest, since, limit, output, out)
 			}
-			s, err := t.store()
-			if err != nil {
-				return err
+			if output == "json" {
+				return screen(cmd.OutOrStdout(), false, show)
 			}
-			return storedAlerts(cmd, s, lowest, since, limit, output, out)
+			return show(cmd.OutOrStdout()) // line by line, in colours
 		},
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "show alerts as they are raised, until Ctrl-C")
@@ -104,14 +108,4 @@ func storedAlerts(cmd *cobra.Command, s store.Config, lowest schemas.Severity, s
 		table.row(r...)
 	}
 	return table.flush()
-}
-
-// clean keeps what others wrote from steering the terminal.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s)
 }

@@ -26,6 +26,7 @@ import (
 	"picket/internal/outbox"
 	"picket/internal/simulate"
 	"picket/internal/store"
+	"picket/internal/terminal"
 	"picket/internal/up"
 	"picket/schemas"
 )
@@ -274,7 +275,7 @@ func (d *demo) show() error {
 	t := newTable(d.out, "   RULE", "SEVERITY", "FROM", "ALERTS", "EXAMPLE")
 	for _, name := range slices.Sorted(maps.Keys(byRule)) {
 		r := byRule[name]
-		example := []rune(clean(r.example))
+		example := []rune(terminal.Text(r.example))
 		t.row("   "+r.rule, r.severity, r.class, strconv.Itoa(r.count), string(example[:min(len(example), 100)]))
 	}
 	if err := t.flush(); err != nil {

@@ -16,6 +16,7 @@ import (
 	"picket/internal/bus"
 	"picket/internal/natsserver"
 	"picket/internal/store"
+	"picket/internal/terminal"
 	"picket/internal/up"
 	"picket/schemas"
 )
@@ -32,7 +33,8 @@ func main() {
 		err = nil
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "picket:", err)
+		// ClickHouse quotes data in its errors.
+		fmt.Fprintln(terminal.NewWriter(os.Stderr), "picket:", err)
 		os.Exit(1)
 	}
 }
@@ -53,7 +55,7 @@ func newRoot() *cobra.Command {
 	f.StringVar(&t.credentials, "credentials", "", "NATS credentials file, with --nats")
 	f.StringVar(&t.clickhouse, "clickhouse", "", "ClickHouse HTTP address to use instead of the one on this machine")
 	root.AddCommand(newUp(&t), newDemo(&t), newSimulate(), newAlerts(&t), newQuery(&t), newStatus(&t),
-		newRecord(), newReplay(), newRules(), newMigrate(&t), newCredentials())
+		newRecord(), newReplay(), newRules(), newMigrate(&t), newCredentials(), newSeccomp())
 	return root
 }
 

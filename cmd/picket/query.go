@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"picket/internal/store"
+	"picket/internal/terminal"
 )
 
 // formats are ClickHouse's names of what -o offers.
@@ -24,6 +25,9 @@ func newQuery(t *target) *cobra.Command {
 		Example: `  picket query "SELECT rule, count() FROM alerts FINAL GROUP BY rule ORDER BY 2 DESC"
   picket query "SELECT time, process_name, process_command_line FROM process WHERE action = 'exec' ORDER BY time DESC LIMIT 20"
   picket query "DESCRIBE network" -o json`,
+		Long: `Asks ClickHouse. What does not print is escaped (\n, \x1b, \xff) in a table, and on a
+terminal in every format: names and arguments of processes are an attacker's. Written to a
+file or a pipe, json and csv are what ClickHouse gives; hex(column) shows bytes.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			format, ok := formats[output]
@@ -34,11 +38,23 @@ func newQuery(t *target) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return copyQuery(cmd, s, args[0], format, cmd.OutOrStdout())
+			return screen(cmd.OutOrStdout(), output == "table", func(out io.Writer) error {
+				return copyQuery(cmd, s, args[0], format, out)
+			})
 		},
 	}
 	c.Flags().StringVarP(&output, "output", "o", "table", "table, json (an object a line) or csv")
 	return c
+}
+
+// screen calls write with a writer to out that keeps data from steering a
+// terminal, if out is one or what is written is for people anyway.
+func screen(out io.Writer, people bool, write func(io.Writer) error) error {
+	if !people && !isTerminal(out) {
+		return write(out)
+	}
+	w := terminal.NewWriter(out)
+	return errors.Join(write(w), w.Close())
 }
 
 // copyQuery writes a query's result to out as ClickHouse formats it.
@@ -92,7 +108,7 @@ func newTable(out io.Writer, head ...string) table {
 
 func (t table) row(cells ...string) {
 	for i, c := range cells {
-		cells[i] = clean(c)
+		cells[i] = terminal.Text(c)
 	}
 	fmt.Fprintln(t.w, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -74,5 +75,49 @@ func TestComposeRunsCommandsThatExist(t *testing.T) {
 	}
 	if ours != 6 {
 		t.Errorf("%d services of Picket's, want 6", ours)
+	}
+}
+
+// TestSensorsRights: the sensor has the rights of the DaemonSet, whose test runs
+// it with them.
+func TestSensorsRights(t *testing.T) {
+	type rights struct {
+		Drop, Add []string
+	}
+	var compose struct {
+		Services map[string]struct {
+			Privileged  bool
+			ReadOnly    bool     `yaml:"read_only"`
+			CapDrop     []string `yaml:"cap_drop"`
+			CapAdd      []string `yaml:"cap_add"`
+			SecurityOpt []string `yaml:"security_opt"`
+		}
+	}
+	var daemonSet struct {
+		Spec struct {
+			Template struct {
+				Spec struct {
+					Containers []struct {
+						SecurityContext struct{ Capabilities rights } `yaml:"securityContext"`
+					}
+				}
+			}
+		}
+	}
+	for file, into := range map[string]any{"compose.yaml": &compose, "../kubernetes/sensor/daemonset.yaml": &daemonSet} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := yaml.Unmarshal(b, into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, want := compose.Services["sensor"], daemonSet.Spec.Template.Spec.Containers[0].SecurityContext.Capabilities
+	if len(want.Add) == 0 || !slices.Equal(s.CapAdd, want.Add) || !slices.Equal(s.CapDrop, want.Drop) || s.Privileged || !s.ReadOnly {
+		t.Errorf("the sensor has %+v, want %+v", s, want)
+	}
+	if !slices.Contains(s.SecurityOpt, "no-new-privileges=true") || !slices.Contains(s.SecurityOpt, "seccomp=../kubernetes/sensor/seccomp.json") {
+		t.Errorf("security_opt is %q", s.SecurityOpt)
 	}
 }

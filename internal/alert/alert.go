@@ -11,11 +11,11 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"picket/internal/batch"
 	"picket/internal/fault"
 	"picket/internal/rules"
+	"picket/internal/terminal"
 	"picket/schemas"
 )
 
@@ -209,20 +209,14 @@ func MessageID(f *schemas.Finding) string {
 }
 
 // Line is a finding in one line for people. What an attacker put into names and
-// arguments must not start a line of its own or steer the terminal: characters
-// that do not print are escaped.
+// arguments must not start a line of its own or steer the terminal: see
+// terminal.Text.
 func Line(f *schemas.Finding) string {
 	var b strings.Builder
 	b.WriteString(f.Unmapped.Time.Local().Format("15:04:05.000"))
 	b.WriteString("  ")
 	b.WriteString(strings.ToUpper(f.SeverityID.String()))
 	b.WriteString(strings.Repeat(" ", max(1, 15-len(f.SeverityID.String()))))
-	for _, r := range f.Unmapped.Rule + "  " + f.Message {
-		if unicode.IsPrint(r) {
-			b.WriteRune(r)
-		} else {
-			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-		}
-	}
+	b.WriteString(terminal.Text(f.Unmapped.Rule + "  " + f.Message))
 	return b.String()
 }

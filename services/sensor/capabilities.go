@@ -1,7 +1,9 @@
 package sensor
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"syscall"
 	"unsafe"
 
@@ -14,7 +16,35 @@ import (
 // for loading and attaching.
 const kept = 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_SYS_PTRACE
 
-// dropCapabilities gives up all others, for good, on every thread.
+// hostFile returns where to read a file of the host, in a container too: below
+// the root of the host's first process. (A file that is mounted into a container
+// instead stays what it was when the host replaces it, as useradd does with
+// /etc/passwd.) Where that process does not let itself be looked at it is path.
+func hostFile(path string) string {
+	host := "/proc/1/root" + path
+	if _, err := os.Stat(host); err != nil {
+		return path
+	}
+	return host
+}
+
+// checkHost finds out whether this process may look at others, by the kernel
+// thread that is process 2 everywhere and runs no file.
+func checkHost() error {
+	switch _, err := os.Readlink("/proc/2/exe"); {
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("looking at what other processes run: %w: the sensor needs CAP_SYS_PTRACE", err)
+	case !errors.Is(err, os.ErrNotExist):
+		return errors.New("process 2 is not the kernel's: the sensor needs the host's pid namespace (hostPID, or docker's --pid host)")
+	}
+	if _, err := os.Stat("/proc/2"); err != nil {
+		return fmt.Errorf("the kernel's process 2 is not there (%w): the sensor needs the host's pid namespace (hostPID, or docker's --pid host)", err)
+	}
+	return nil
+}
+
+// dropCapabilities gives up all others, and the way to get them by running a
+// set-user-ID program, for good, on every thread.
 func dropCapabilities() error {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var have [2]unix.CapUserData
@@ -25,6 +55,9 @@ func dropCapabilities() error {
 	data := [2]unix.CapUserData{{Effective: keep, Permitted: keep}}
 	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0); errno != 0 {
 		return fmt.Errorf("giving up capabilities: %w", errno)
+	}
+	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
+		return fmt.Errorf("giving up new privileges: %w", errno)
 	}
 	return nil
 }

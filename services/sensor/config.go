@@ -29,7 +29,7 @@ type Config struct {
 	Kernel KernelConfig `yaml:"kernel"`
 	Redact RedactConfig `yaml:"redact"`
 
-	DropCapabilities bool `yaml:"drop_capabilities" doc:"Once the programs are attached give up every capability but CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE."`
+	DropCapabilities bool `yaml:"drop_capabilities" doc:"Once the programs are attached give up, for good, every capability but CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE (docs/sensor.md says what for)."`
 
 	FlushInterval time.Duration `yaml:"flush_interval" doc:"Longest time an event waits for others to share its batch, 1ms to 1s."`
 }

@@ -2,7 +2,6 @@ package sensor_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -24,7 +23,7 @@ import (
 	"picket/internal/natsserver/natstest"
 	"picket/schemas"
 	"picket/services/sensor"
-	"picket/services/sensor/containerid"
+	"picket/services/sensor/containerid/cgrouptest"
 )
 
 func needRoot(t *testing.T) {
@@ -415,28 +414,6 @@ func TestRingEmptied(t *testing.T) {
 	}
 }
 
-// container makes the cgroup that a runtime would make for a container, where
-// this node's containers are, and returns what puts a command into it.
-func container(t *testing.T, id string) func(name string, args ...string) *exec.Cmd {
-	t.Helper()
-	h, err := containerid.NodeHierarchy()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(h.Mount, fmt.Sprintf("picket-test-%d", os.Getpid()), "docker-"+id+".scope")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(os.Remove(dir), os.Remove(filepath.Dir(dir))); err != nil {
-			t.Error(err)
-		}
-	})
-	return func(name string, args ...string) *exec.Cmd {
-		return exec.Command("sh", append([]string{"-c", `echo $$ >"$0" && exec "$@"`, filepath.Join(dir, "cgroup.procs"), name}, args...)...)
-	}
-}
-
 // TestCrowded: a container that makes more events than there is room for is
 // reported by name, and the sums hold.
 func TestCrowded(t *testing.T) {
@@ -446,7 +423,7 @@ func TestCrowded(t *testing.T) {
 	cfg.Kernel.FileRing, cfg.Kernel.Share = 64<<10, 20
 	stop := start(t, cfg)
 	id := strings.Repeat("c0ffee12", 8)
-	in := container(t, id)
+	cgroup := cgrouptest.Make(t, fmt.Sprintf("picket-test-%d/docker-%s.scope", os.Getpid(), id))
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -456,7 +433,7 @@ func TestCrowded(t *testing.T) {
 		t.Fatal(err)
 	}
 	// This binary again: see TestMain in bench_test.go.
-	if out, err := in(self, "picket-open-storm", "50000", file).CombinedOutput(); err != nil {
+	if out, err := cgrouptest.CombinedOutput(t, exec.Command(self, "picket-open-storm", "50000", file), cgroup); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
 	time.Sleep(200 * time.Millisecond)

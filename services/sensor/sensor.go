@@ -185,7 +185,7 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	s := &sensor{
 		cfg: cfg, log: log, box: box, bootID: strings.TrimSpace(string(boot)),
 		tree: proctree.New(), runtimes: containerid.NewRuntimes(), limitedBy: map[limitedCgroup]uint64{},
-		users: passwd.Open("/etc/passwd"), groups: passwd.Open("/etc/group"),
+		users: passwd.Open(hostFile("/etc/passwd")), groups: passwd.Open(hostFile("/etc/group")),
 		health:  health.New("sensor", cfg.Cluster, cfg.Node, box.RunID(), log, reg),
 		metrics: newMetrics(reg),
 	}
@@ -194,6 +194,9 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	}
 	if cfg.Redact.Enabled {
 		s.redact = redact.New(cfg.Redact.Words)
+	}
+	if err := checkHost(); err != nil {
+		return nil, err
 	}
 	hierarchy, err := containerid.NodeHierarchy()
 	if err != nil {

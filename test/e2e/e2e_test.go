@@ -419,7 +419,7 @@ func (c *cluster) load(webhook string) (stop func() (probes, audits int)) {
 	}
 }
 
-// keepsOnly holds every thread of a process to its capabilities.
+// keepsOnly holds every thread of a process to its capabilities, for good.
 func keepsOnly(t *testing.T, pid int, want uint64) {
 	t.Helper()
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
@@ -430,6 +430,9 @@ func keepsOnly(t *testing.T, pid int, want uint64) {
 		status, err := os.ReadFile(file)
 		if err != nil {
 			continue // the thread has ended
+		}
+		if !strings.Contains(string(status), "\nNoNewPrivs:\t1\n") {
+			t.Errorf("%s: it can get privileges by running a program", file)
 		}
 		for _, set := range []string{"CapEff", "CapPrm", "CapInh"} {
 			want := want

@@ -54,10 +54,21 @@ func nodeHierarchy(proc string) (Hierarchy, error) {
 	return Hierarchy{}, fmt.Errorf("%w: this node's containers are known by it; mount it, or give the sensor the host's /sys/fs/cgroup", err)
 }
 
-// Cgroup2 returns the cgroup2 hierarchy, wherever it is mounted.
+// Cgroup2 returns the cgroup2 hierarchy, wherever it is mounted; an error where
+// only a part of it is.
 func Cgroup2() (Hierarchy, error) {
 	mount, err := mountOf("/proc", Hierarchy{})
-	return Hierarchy{Mount: mount}, err
+	if err != nil {
+		return Hierarchy{}, err
+	}
+	if st, err := os.Stat(mount); err != nil || inode(st) != rootInode {
+		return Hierarchy{}, errPart(mount)
+	}
+	return Hierarchy{Mount: mount}, nil
+}
+
+func errPart(mount string) error {
+	return fmt.Errorf("only a part of the host's cgroups is here, at %s; mount the host's /sys/fs/cgroup into this container too, at any place", mount)
 }
 
 // carrier reads /proc/cgroups: which hierarchy has the containers.
@@ -82,7 +93,7 @@ func carrier(cgroups string) Hierarchy {
 func mountOf(proc string, h Hierarchy) (string, error) {
 	if root := filepath.Join(proc, "1/root"); readable(root) {
 		if b, err := os.ReadFile(filepath.Join(proc, "1/mountinfo")); err == nil {
-			if m := findMount(string(b), h); m != "" && readable(root+m) {
+			if m := findMount(string(b), h, root); m != "" && readable(root+m) {
 				return root + m, nil
 			}
 		}
@@ -91,7 +102,7 @@ func mountOf(proc string, h Hierarchy) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("mounts: %w", err)
 	}
-	if m := findMount(string(b), h); m != "" {
+	if m := findMount(string(b), h, ""); m != "" {
 		return m, nil
 	}
 	if h.Controller != "" {
@@ -108,8 +119,11 @@ func readable(dir string) bool {
 	return err == nil
 }
 
-// findMount reads a mountinfo (proc_pid_mountinfo(5)).
-func findMount(mountinfo string, h Hierarchy) string {
+// findMount reads a mountinfo (proc_pid_mountinfo(5)) of paths below root. Of
+// several mounts it takes one of the whole hierarchy: a container may have its
+// own part at /sys/fs/cgroup and the host's tree elsewhere. The mount table does
+// not tell the two apart, because it shows paths as from the container's cgroup.
+func findMount(mountinfo string, h Hierarchy, root string) (found string) {
 	for line := range strings.Lines(mountinfo) {
 		// … mountpoint options… - fstype source options
 		before, after, ok := strings.Cut(line, " - ")
@@ -119,10 +133,15 @@ func findMount(mountinfo string, h Hierarchy) string {
 		}
 		if h.Controller == "" && g[0] == "cgroup2" ||
 			h.Controller != "" && g[0] == "cgroup" && slices.Contains(strings.Split(g[2], ","), h.Controller) {
-			return f[4]
+			if st, err := os.Stat(root + f[4]); err == nil && inode(st) == rootInode {
+				return f[4]
+			}
+			if found == "" {
+				found = f[4]
+			}
 		}
 	}
-	return ""
+	return found
 }
 
 // pathIn reads a /proc/<pid>/cgroup: the process's path in h.

@@ -49,14 +49,14 @@ func TestHierarchies(t *testing.T) {
 		if got != tt.want {
 			t.Errorf("%s: hierarchy %+v, want %+v", tt.name, got, tt.want)
 		}
-		if m := findMount(tt.mounts, got); m != tt.mount {
+		if m := findMount(tt.mounts, got, ""); m != tt.mount {
 			t.Errorf("%s: mounted at %q, want %q", tt.name, m, tt.mount)
 		}
 		if p, ok := pathIn(tt.process, got); p != tt.path || !ok {
 			t.Errorf("%s: process in %q, want %q", tt.name, p, tt.path)
 		}
 	}
-	if m := findMount(mountsV1, Hierarchy{}); m != "" {
+	if m := findMount(mountsV1, Hierarchy{}, ""); m != "" {
 		t.Errorf("cgroup2 found at %q where there is none", m)
 	}
 	if p, ok := pathIn(processV1, Hierarchy{}); ok {

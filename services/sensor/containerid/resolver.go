@@ -38,7 +38,9 @@ func (r *Resolver) keep(id uint64, in Info) {
 }
 
 // NewResolver returns a resolver of the ids of one hierarchy, which knows the
-// cgroups that are there. Ids of another hierarchy must not be asked of it.
+// cgroups that are there. Ids of another hierarchy must not be asked of it. It
+// needs CAP_DAC_READ_SEARCH, as Resolve does, and all of the hierarchy: by a
+// part alone its cgroups can be opened, but not named.
 func NewResolver(h Hierarchy) (*Resolver, error) {
 	f, err := os.Open(h.Mount)
 	if err != nil {
@@ -54,6 +56,14 @@ func NewResolver(h Hierarchy) (*Resolver, error) {
 	if r.at, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd())); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("%s file system: %w", h, err)
+	}
+	if st, err := f.Stat(); err != nil || inode(st) != rootInode {
+		f.Close()
+		return nil, fmt.Errorf("containers cannot be named: %w", errPart(h.Mount))
+	}
+	if _, err := r.path(rootInode); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("opening a cgroup of %s by its id: %w: the sensor needs CAP_DAC_READ_SEARCH to name containers", h.Mount, err)
 	}
 	r.walk()
 	return r, nil
@@ -79,9 +89,6 @@ const rootInode = 1
 // walk takes in the cgroups that exist, as many as are kept. What cannot be
 // read, and what goes away meanwhile, is left to Resolve.
 func (r *Resolver) walk() {
-	if st, err := r.mount.Stat(); err != nil || inode(st) != rootInode {
-		return // a part of the tree, whose paths do not begin at the root
-	}
 	left := cacheSize
 	filepath.WalkDir(r.h.Mount, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {

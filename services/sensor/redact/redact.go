@@ -15,6 +15,8 @@ package redact
 import (
 	"regexp"
 	"strings"
+	"unicode/utf8"
+	"unsafe"
 )
 
 // Mark stands where a secret was.
@@ -27,14 +29,21 @@ func DefaultWords() []string {
 
 // Policy is a compiled policy; nil redacts nothing. It is safe for concurrent
 // use.
-type Policy struct{ words []string }
+type Policy struct {
+	words   []string // in lower case
+	unicode bool     // there are words that are not ASCII
+}
+
+// maxWord bounds a word, bytes: of a longer one the beginning counts.
+const maxWord = 64
 
 // New returns the policy for the given words.
 func New(words []string) *Policy {
 	p := &Policy{}
 	for _, w := range words {
 		if w = strings.ToLower(strings.TrimSpace(w)); w != "" {
-			p.words = append(p.words, w)
+			p.words = append(p.words, w[:min(len(w), maxWord)])
+			p.unicode = p.unicode || strings.ContainsFunc(w, func(r rune) bool { return r >= utf8.RuneSelf })
 		}
 	}
 	return p
@@ -48,9 +57,12 @@ var (
 	known      = regexp.MustCompile(`\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|xox[abpr]-[A-Za-z0-9-]{10,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*)`)
 )
 
-// tokenStarts are what the tokens in known begin with: a cheap look before the
-// expression is tried.
-var tokenStarts = []string{"AKIA", "gh", "xox", "eyJ"}
+// A cheap look before an expression is tried: what the tokens in known begin
+// with, and the words of scheme.
+var (
+	tokenStarts = []string{"AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "xox", "eyJ"}
+	schemes     = []string{"bearer", "basic"}
+)
 
 // Args redacts an argument vector in place and reports whether it changed
 // anything.
@@ -58,6 +70,7 @@ func (p *Policy) Args(args []string) (changed bool) {
 	if p == nil {
 		return false
 	}
+	// An argument is mostly none: it costs no allocation then.
 	for i, a := range args {
 		if i > 0 && p.flag(args[i-1]) && !strings.HasPrefix(a, "-") && a != Mark {
 			args[i], changed = Mark, true
@@ -76,9 +89,50 @@ func (p *Policy) flag(a string) bool {
 }
 
 func (p *Policy) secret(key string) bool {
-	key = strings.ToLower(key)
-	for _, w := range p.words {
-		if strings.Contains(key, w) {
+	if p.unicode {
+		key = strings.ToLower(key)
+	}
+	return contains(key, p.words)
+}
+
+// contains reports whether s contains one of the words, whatever the case of its
+// ASCII letters. It does not allocate: what has capitals is looked at a part at
+// a time, in lower case, and the parts overlap by the longest word there can be.
+func contains(s string, words []string) bool {
+	if !capitals(s) {
+		for _, w := range words {
+			if strings.Contains(s, w) {
+				return true
+			}
+		}
+		return false
+	}
+	var buf [4 * maxWord]byte
+	for {
+		n := min(len(s), len(buf))
+		for i := range n {
+			c := s[i]
+			if 'A' <= c && c <= 'Z' {
+				c += 'a' - 'A'
+			}
+			buf[i] = c
+		}
+		part := unsafe.String(&buf[0], n) // a string that lives as long as buf is not written
+		for _, w := range words {
+			if strings.Contains(part, w) {
+				return true
+			}
+		}
+		if n == len(s) {
+			return false
+		}
+		s = s[n-maxWord+1:]
+	}
+}
+
+func capitals(s string) bool {
+	for i := range len(s) {
+		if 'A' <= s[i] && s[i] <= 'Z' {
 			return true
 		}
 	}
@@ -94,15 +148,18 @@ func (p *Policy) text(a string) string {
 			return p.secret(m[1]) && !strings.EqualFold(m[2], "bearer") && !strings.EqualFold(m[2], "basic")
 		})
 	}
-	if strings.Contains(a, "://") {
+	if strings.Contains(a, "://") && strings.Contains(a, "@") {
 		a = replaceGroup(userinfo, a, 2, nil)
 	}
-	if strings.ContainsRune(a, ' ') && strings.ContainsAny(a, "bB") {
+	if strings.Contains(a, " ") && contains(a, schemes) {
 		a = replaceGroup(scheme, a, 2, nil)
 	}
 	for _, start := range tokenStarts {
 		if strings.Contains(a, start) {
-			return known.ReplaceAllString(a, Mark)
+			if known.MatchString(a) { // a replacement of nothing allocates
+				a = known.ReplaceAllString(a, Mark)
+			}
+			break
 		}
 	}
 	return a
