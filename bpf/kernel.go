@@ -218,6 +218,9 @@ func newSpec(o Options, cpus int, offers offers) (*ebpf.CollectionSpec, error) {
 	if !offers.uring {
 		delete(spec.Programs, objectProgPicketUring)
 	}
+	if err := setHooks(spec, offers.hooks); err != nil {
+		return nil, err
+	}
 	return spec, nil
 }
 
@@ -405,9 +408,9 @@ func (k *Kernel) Abandoned() Abandoned { return k.abandoned }
 
 // attached are the programs that run on their own on this kernel.
 func (k *Kernel) attached() []string {
-	return slices.DeleteFunc(slices.Clone(programs), func(name string) bool {
+	return append(slices.DeleteFunc(slices.Clone(programs), func(name string) bool {
 		return name == objectProgPicketUring && !k.offers.uring
-	})
+	}), k.offers.hooks...)
 }
 
 // Unseen says, a sentence each, what cannot be seen on this kernel because it lacks what would show it.

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Class file: what changes names, attributes and sizes of files, at the end of the system call, whether it succeeded
- * or not. Where each call has what is told of it is in lib/recipe.h.
+ * or not. Where each call has what is told of it is in lib/recipe.h; what the kernel made of its paths, in hooks.h.
  */
 #pragma once
 
+#include "hooks.h"
 #include "lib/maps.h"
 #include "lib/recipe.h"
 #include "lib/task.h"
@@ -24,7 +25,6 @@ struct {
 } path_scratch SEC(".maps");
 
 #define AT_REMOVEDIR 0x200
-#define UTIME_SPECIAL 0x3ffffffe /* UTIME_OMIT; UTIME_NOW is one more */
 
 /* The modification time that a call sets, in nanoseconds since 1970; NO_NUMBER: now, or it could not be read. */
 static __always_inline __u64 read_time(const struct recipe *r, const struct syscall *sc, struct counters *c)
@@ -54,6 +54,7 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 	struct path_scratch *s;
 	struct path_event *e;
 	struct inode *inode;
+	bool known;
 
 	s = bpf_map_lookup_elem(&path_scratch, &zero);
 	if (!c || !s || call >= NUM_CALLS)
@@ -64,7 +65,10 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 	e->h.action = r->action;
 	e->new_mode = e->new_uid = e->new_gid = NOT_CHANGED;
 	e->number = NO_NUMBER;
+	if (call == CALL_UNLINKAT && argument(sc, 3) & AT_REMOVEDIR)
+		e->h.action = ACTION_RMDIR;
 	no_name(&s->target);
+	known = !r->fd && take_resolved(&s->path, &s->target, e, sc, argument(sc, r->path));
 	fd = argument(sc, r->fd ? r->fd : 1);
 	/* utimensat and futimesat without a path: of the descriptor itself */
 	if (r->fd || (r->times && r->dir && !argument(sc, r->path))) {
@@ -81,10 +85,10 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 			e->uid = BPF_CORE_READ(inode, i_uid.val);
 			e->gid = BPF_CORE_READ(inode, i_gid.val);
 		}
-	} else {
+	} else if (!known) {
 		read_named(&s->path, task, (const char *)argument(sc, r->path), directory(sc, r->dir));
 	}
-	if (r->target)
+	if (r->target && !known)
 		read_named(&s->target, task, (const char *)argument(sc, r->target),
 			   directory(sc, r->target_dir));
 	if (r->mode)
@@ -95,10 +99,8 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 	}
 	if (r->length)
 		e->number = argument(sc, r->length);
-	if (r->times)
+	if (r->times && !known)
 		e->number = read_time(r, sc, c);
-	if (call == CALL_UNLINKAT && argument(sc, 3) & AT_REMOVEDIR)
-		e->h.action = ACTION_RMDIR;
 
 	if (crowded_out(&file_ring, CLASS_FILE, c))
 		return 0;

@@ -77,6 +77,8 @@ type offers struct {
 	exitTellsLast bool
 	// There is io_uring_complete; it gives the result as a number (until Linux 6.14), not in the completion.
 	uring, uringGivesResult bool
+	// Programs of hooks.h that the kernel lets run.
+	hooks []string
 }
 
 func probe(types *btf.Spec) (o offers, err error) {
@@ -85,6 +87,7 @@ func probe(types *btf.Spec) (o offers, err error) {
 		return o, err
 	}
 	o.exitTellsLast = len(exit.Params) >= 3
+	o.hooks = probeHooks(types)
 	complete, err := tracepoint(types, "io_uring_complete")
 	if errors.Is(err, btf.ErrNotFound) {
 		return o, nil // the kernel was built without io_uring

@@ -81,6 +81,7 @@ enum {
 /* Kernel-internal, the same from 6.1 on. */
 #define IPPROTO_TCP 6
 #define UNIX_PATH 108 /* sizeof(sockaddr_un.sun_path) */
+#define PF_IO_WORKER 0x00000010
 #define PF_KTHREAD 0x00200000
 #define SIGNAL_GROUP_EXIT 0x00000004
 #define FMODE_READ 0x1
