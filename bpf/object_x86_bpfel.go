@@ -16,39 +16,53 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	objectMapAttempts         = "attempts"
-	objectMapCallScratch      = "call_scratch"
-	objectMapConnScratch      = "conn_scratch"
-	objectMapConnections      = "connections"
-	objectMapCounters         = "counters"
-	objectMapExecScratch      = "exec_scratch"
-	objectMapExited           = "exited"
-	objectMapFileRing         = "file_ring"
-	objectMapFileScratch      = "file_scratch"
-	objectMapFlows            = "flows"
-	objectMapKernelRing       = "kernel_ring"
-	objectMapLedger           = "ledger"
-	objectMapNetworkRing      = "network_ring"
-	objectMapPathScratch      = "path_scratch"
-	objectMapProcessRing      = "process_ring"
-	objectMapShares           = "shares"
-	objectMapThisCall         = "this_call"
-	objectMapWatches          = "watches"
-	objectProgPicketAttempt   = "picket_attempt"
-	objectProgPicketExec      = "picket_exec"
-	objectProgPicketExit      = "picket_exit"
-	objectProgPicketFork      = "picket_fork"
-	objectProgPicketSetSelf   = "picket_set_self"
-	objectProgPicketSignal    = "picket_signal"
-	objectProgPicketSysExit   = "picket_sys_exit"
-	objectProgPicketUring     = "picket_uring"
-	objectVarCalls            = "calls"
-	objectVarConfig           = "config"
-	objectVarExitTellsLast    = "exit_tells_last"
-	objectVarLayouts          = "layouts"
-	objectVarRecipes          = "recipes"
-	objectVarSocketcalls      = "socketcalls"
-	objectVarUringGivesResult = "uring_gives_result"
+	objectMapAttempts            = "attempts"
+	objectMapCallScratch         = "call_scratch"
+	objectMapConnScratch         = "conn_scratch"
+	objectMapConnections         = "connections"
+	objectMapCounters            = "counters"
+	objectMapExecScratch         = "exec_scratch"
+	objectMapExited              = "exited"
+	objectMapFileRing            = "file_ring"
+	objectMapFileScratch         = "file_scratch"
+	objectMapFlows               = "flows"
+	objectMapKernelRing          = "kernel_ring"
+	objectMapLedger              = "ledger"
+	objectMapNetworkRing         = "network_ring"
+	objectMapPathScratch         = "path_scratch"
+	objectMapProcessRing         = "process_ring"
+	objectMapResolved            = "resolved"
+	objectMapShares              = "shares"
+	objectMapThisCall            = "this_call"
+	objectMapUnresolved          = "unresolved"
+	objectMapWatches             = "watches"
+	objectProgPicketAttempt      = "picket_attempt"
+	objectProgPicketExec         = "picket_exec"
+	objectProgPicketExit         = "picket_exit"
+	objectProgPicketFork         = "picket_fork"
+	objectProgPicketPathChmod    = "picket_path_chmod"
+	objectProgPicketPathChown    = "picket_path_chown"
+	objectProgPicketPathLink     = "picket_path_link"
+	objectProgPicketPathMkdir    = "picket_path_mkdir"
+	objectProgPicketPathMknod    = "picket_path_mknod"
+	objectProgPicketPathRename   = "picket_path_rename"
+	objectProgPicketPathRmdir    = "picket_path_rmdir"
+	objectProgPicketPathSymlink  = "picket_path_symlink"
+	objectProgPicketPathTruncate = "picket_path_truncate"
+	objectProgPicketPathUnlink   = "picket_path_unlink"
+	objectProgPicketPathUtimes   = "picket_path_utimes"
+	objectProgPicketSetSelf      = "picket_set_self"
+	objectProgPicketSignal       = "picket_signal"
+	objectProgPicketSysExit      = "picket_sys_exit"
+	objectProgPicketUring        = "picket_uring"
+	objectVarCalls               = "calls"
+	objectVarConfig              = "config"
+	objectVarExitTellsLast       = "exit_tells_last"
+	objectVarHooked              = "hooked"
+	objectVarLayouts             = "layouts"
+	objectVarRecipes             = "recipes"
+	objectVarSocketcalls         = "socketcalls"
+	objectVarUringGivesResult    = "uring_gives_result"
 )
 
 // loadObject returns the embedded CollectionSpec for object.
@@ -93,14 +107,25 @@ type objectSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectProgramSpecs struct {
-	PicketAttempt *ebpf.ProgramSpec `ebpf:"picket_attempt"`
-	PicketExec    *ebpf.ProgramSpec `ebpf:"picket_exec"`
-	PicketExit    *ebpf.ProgramSpec `ebpf:"picket_exit"`
-	PicketFork    *ebpf.ProgramSpec `ebpf:"picket_fork"`
-	PicketSetSelf *ebpf.ProgramSpec `ebpf:"picket_set_self"`
-	PicketSignal  *ebpf.ProgramSpec `ebpf:"picket_signal"`
-	PicketSysExit *ebpf.ProgramSpec `ebpf:"picket_sys_exit"`
-	PicketUring   *ebpf.ProgramSpec `ebpf:"picket_uring"`
+	PicketAttempt      *ebpf.ProgramSpec `ebpf:"picket_attempt"`
+	PicketExec         *ebpf.ProgramSpec `ebpf:"picket_exec"`
+	PicketExit         *ebpf.ProgramSpec `ebpf:"picket_exit"`
+	PicketFork         *ebpf.ProgramSpec `ebpf:"picket_fork"`
+	PicketPathChmod    *ebpf.ProgramSpec `ebpf:"picket_path_chmod"`
+	PicketPathChown    *ebpf.ProgramSpec `ebpf:"picket_path_chown"`
+	PicketPathLink     *ebpf.ProgramSpec `ebpf:"picket_path_link"`
+	PicketPathMkdir    *ebpf.ProgramSpec `ebpf:"picket_path_mkdir"`
+	PicketPathMknod    *ebpf.ProgramSpec `ebpf:"picket_path_mknod"`
+	PicketPathRename   *ebpf.ProgramSpec `ebpf:"picket_path_rename"`
+	PicketPathRmdir    *ebpf.ProgramSpec `ebpf:"picket_path_rmdir"`
+	PicketPathSymlink  *ebpf.ProgramSpec `ebpf:"picket_path_symlink"`
+	PicketPathTruncate *ebpf.ProgramSpec `ebpf:"picket_path_truncate"`
+	PicketPathUnlink   *ebpf.ProgramSpec `ebpf:"picket_path_unlink"`
+	PicketPathUtimes   *ebpf.ProgramSpec `ebpf:"picket_path_utimes"`
+	PicketSetSelf      *ebpf.ProgramSpec `ebpf:"picket_set_self"`
+	PicketSignal       *ebpf.ProgramSpec `ebpf:"picket_signal"`
+	PicketSysExit      *ebpf.ProgramSpec `ebpf:"picket_sys_exit"`
+	PicketUring        *ebpf.ProgramSpec `ebpf:"picket_uring"`
 }
 
 // objectMapSpecs contains maps before they are loaded into the kernel.
@@ -122,8 +147,10 @@ type objectMapSpecs struct {
 	NetworkRing *ebpf.MapSpec `ebpf:"network_ring"`
 	PathScratch *ebpf.MapSpec `ebpf:"path_scratch"`
 	ProcessRing *ebpf.MapSpec `ebpf:"process_ring"`
+	Resolved    *ebpf.MapSpec `ebpf:"resolved"`
 	Shares      *ebpf.MapSpec `ebpf:"shares"`
 	ThisCall    *ebpf.MapSpec `ebpf:"this_call"`
+	Unresolved  *ebpf.MapSpec `ebpf:"unresolved"`
 	Watches     *ebpf.MapSpec `ebpf:"watches"`
 }
 
@@ -134,6 +161,7 @@ type objectVariableSpecs struct {
 	Calls            *ebpf.VariableSpec `ebpf:"calls"`
 	Config           *ebpf.VariableSpec `ebpf:"config"`
 	ExitTellsLast    *ebpf.VariableSpec `ebpf:"exit_tells_last"`
+	Hooked           *ebpf.VariableSpec `ebpf:"hooked"`
 	Layouts          *ebpf.VariableSpec `ebpf:"layouts"`
 	Recipes          *ebpf.VariableSpec `ebpf:"recipes"`
 	Socketcalls      *ebpf.VariableSpec `ebpf:"socketcalls"`
@@ -175,8 +203,10 @@ type objectMaps struct {
 	NetworkRing *ebpf.Map `ebpf:"network_ring"`
 	PathScratch *ebpf.Map `ebpf:"path_scratch"`
 	ProcessRing *ebpf.Map `ebpf:"process_ring"`
+	Resolved    *ebpf.Map `ebpf:"resolved"`
 	Shares      *ebpf.Map `ebpf:"shares"`
 	ThisCall    *ebpf.Map `ebpf:"this_call"`
+	Unresolved  *ebpf.Map `ebpf:"unresolved"`
 	Watches     *ebpf.Map `ebpf:"watches"`
 }
 
@@ -197,8 +227,10 @@ func (m *objectMaps) Close() error {
 		m.NetworkRing,
 		m.PathScratch,
 		m.ProcessRing,
+		m.Resolved,
 		m.Shares,
 		m.ThisCall,
+		m.Unresolved,
 		m.Watches,
 	)
 }
@@ -210,6 +242,7 @@ type objectVariables struct {
 	Calls            *ebpf.Variable `ebpf:"calls"`
 	Config           *ebpf.Variable `ebpf:"config"`
 	ExitTellsLast    *ebpf.Variable `ebpf:"exit_tells_last"`
+	Hooked           *ebpf.Variable `ebpf:"hooked"`
 	Layouts          *ebpf.Variable `ebpf:"layouts"`
 	Recipes          *ebpf.Variable `ebpf:"recipes"`
 	Socketcalls      *ebpf.Variable `ebpf:"socketcalls"`
@@ -220,14 +253,25 @@ type objectVariables struct {
 //
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectPrograms struct {
-	PicketAttempt *ebpf.Program `ebpf:"picket_attempt"`
-	PicketExec    *ebpf.Program `ebpf:"picket_exec"`
-	PicketExit    *ebpf.Program `ebpf:"picket_exit"`
-	PicketFork    *ebpf.Program `ebpf:"picket_fork"`
-	PicketSetSelf *ebpf.Program `ebpf:"picket_set_self"`
-	PicketSignal  *ebpf.Program `ebpf:"picket_signal"`
-	PicketSysExit *ebpf.Program `ebpf:"picket_sys_exit"`
-	PicketUring   *ebpf.Program `ebpf:"picket_uring"`
+	PicketAttempt      *ebpf.Program `ebpf:"picket_attempt"`
+	PicketExec         *ebpf.Program `ebpf:"picket_exec"`
+	PicketExit         *ebpf.Program `ebpf:"picket_exit"`
+	PicketFork         *ebpf.Program `ebpf:"picket_fork"`
+	PicketPathChmod    *ebpf.Program `ebpf:"picket_path_chmod"`
+	PicketPathChown    *ebpf.Program `ebpf:"picket_path_chown"`
+	PicketPathLink     *ebpf.Program `ebpf:"picket_path_link"`
+	PicketPathMkdir    *ebpf.Program `ebpf:"picket_path_mkdir"`
+	PicketPathMknod    *ebpf.Program `ebpf:"picket_path_mknod"`
+	PicketPathRename   *ebpf.Program `ebpf:"picket_path_rename"`
+	PicketPathRmdir    *ebpf.Program `ebpf:"picket_path_rmdir"`
+	PicketPathSymlink  *ebpf.Program `ebpf:"picket_path_symlink"`
+	PicketPathTruncate *ebpf.Program `ebpf:"picket_path_truncate"`
+	PicketPathUnlink   *ebpf.Program `ebpf:"picket_path_unlink"`
+	PicketPathUtimes   *ebpf.Program `ebpf:"picket_path_utimes"`
+	PicketSetSelf      *ebpf.Program `ebpf:"picket_set_self"`
+	PicketSignal       *ebpf.Program `ebpf:"picket_signal"`
+	PicketSysExit      *ebpf.Program `ebpf:"picket_sys_exit"`
+	PicketUring        *ebpf.Program `ebpf:"picket_uring"`
 }
 
 func (p *objectPrograms) Close() error {
@@ -236,6 +280,17 @@ func (p *objectPrograms) Close() error {
 		p.PicketExec,
 		p.PicketExit,
 		p.PicketFork,
+		p.PicketPathChmod,
+		p.PicketPathChown,
+		p.PicketPathLink,
+		p.PicketPathMkdir,
+		p.PicketPathMknod,
+		p.PicketPathRename,
+		p.PicketPathRmdir,
+		p.PicketPathSymlink,
+		p.PicketPathTruncate,
+		p.PicketPathUnlink,
+		p.PicketPathUtimes,
 		p.PicketSetSelf,
 		p.PicketSignal,
 		p.PicketSysExit,
