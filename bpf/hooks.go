@@ -17,6 +17,11 @@ var hooks = []struct {
 	program, function string
 	params            int // that the function has where the program understands it
 }{
+	{objectProgPicketIoLinkat, "io_linkat", 2},
+	{objectProgPicketIoMkdirat, "io_mkdirat", 2},
+	{objectProgPicketIoRenameat, "io_renameat", 2},
+	{objectProgPicketIoSymlinkat, "io_symlinkat", 2},
+	{objectProgPicketIoUnlinkat, "io_unlinkat", 2},
 	{objectProgPicketPathChmod, "security_path_chmod", 2},
 	{objectProgPicketPathChown, "security_path_chown", 3},
 	{objectProgPicketPathLink, "security_path_link", 3},
@@ -37,8 +42,9 @@ var hooksOfKernel struct {
 	programs []string
 }
 
-// probeHooks returns the programs whose functions are there, and lets itself be told by the kernel that it attaches to
-// each: some refuse it to everybody, which nothing else shows.
+// probeHooks returns the programs whose functions are there and take what the program understands, and lets itself be
+// told by the kernel that it loads a program for each, and attaches the first: some refuse it to everybody, which nothing
+// else shows. Why is the kernel's own affair: the text is told then.
 func probeHooks(types *btf.Spec) []string {
 	p := &hooksOfKernel
 	p.Lock()
@@ -46,56 +52,63 @@ func probeHooks(types *btf.Spec) []string {
 	if p.asked {
 		return p.programs
 	}
+	p.asked = true
 	for _, h := range hooks {
 		var f *btf.Func
 		if types.TypeByName(h.function, &f) != nil {
 			continue // inlined, or left out by the kernel's configuration
 		}
-		if proto, ok := f.Type.(*btf.FuncProto); ok && len(proto.Params) == h.params && attaches(types, h.function) {
-			p.programs = append(p.programs, h.program)
+		if proto, ok := f.Type.(*btf.FuncProto); !ok || len(proto.Params) != h.params {
+			continue
 		}
+		prog, err := ebpf.NewProgramWithOptions(&ebpf.ProgramSpec{
+			Name: "picket_probe", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceFEntry, AttachTo: h.function,
+			License: "Dual BSD/GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+		}, ebpf.ProgramOptions{KernelTypes: types, LogDisabled: true})
+		if err != nil {
+			continue
+		}
+		if len(p.programs) == 0 {
+			var l link.Link
+			if l, err = link.AttachTracing(link.TracingOptions{Program: prog}); err == nil {
+				l.Close()
+			}
+		}
+		prog.Close()
+		if err != nil {
+			break // what attaches to none attaches to no other
+		}
+		p.programs = append(p.programs, h.program)
 	}
-	p.asked = true
 	return p.programs
 }
 
-// attaches tries it with a program that does nothing. Why not is the kernel's own affair: the text is told then.
-func attaches(types *btf.Spec, function string) bool {
-	prog, err := ebpf.NewProgramWithOptions(&ebpf.ProgramSpec{
-		Name: "picket_probe", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceFEntry, AttachTo: function,
-		License: "Dual BSD/GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
-	}, ebpf.ProgramOptions{KernelTypes: types, LogDisabled: true})
-	if err != nil {
-		return false
-	}
-	defer prog.Close()
-	l, err := link.AttachTracing(link.TracingOptions{Program: prog})
-	if err != nil {
-		return false
-	}
-	return l.Close() == nil
-}
-
-// setHooks leaves of the programs of hooks.h those that run, and makes room for what they note.
-func setHooks(spec *ebpf.CollectionSpec, run []string) error {
+// setHooks leaves of the programs of hooks.h and uring.h those that run, and makes room for what they note.
+func setHooks(spec *ebpf.CollectionSpec, o offers) error {
 	for _, h := range hooks {
-		if !slices.Contains(run, h.program) {
+		if !slices.Contains(o.hooks, h.program) {
 			delete(spec.Programs, h.program)
 		}
 	}
-	if len(run) == 0 {
-		return nil
+	if o.uringSubmit == "" {
+		delete(spec.Programs, objectProgPicketUringSubmit)
+		if len(o.hooks) == 0 {
+			return nil
+		}
+	} else {
+		spec.Programs[objectProgPicketUringSubmit].AttachTo = o.uringSubmit
 	}
-	spec.Maps[objectMapResolved].MaxEntries = maxResolved
-	if err := spec.Variables[objectVarHooked].Set(true); err != nil {
+	spec.Maps[objectMapNoted].MaxEntries = maxNoted
+	if err := spec.Variables[objectVarNoting].Set(true); err != nil {
 		return fmt.Errorf("preparing the compiled programs: %w", err)
 	}
 	return nil
 }
 
-// maxResolved calls can be between a hook and their end at a time, as when a file server does not answer; of more the
-// text is told, and each is counted (ErrorStorage). An entry takes 9 KB of kernel memory.
-const maxResolved = 256
+// maxNoted calls can be between a hook and their end at a time, as when a file server does not answer, and requests
+// through io_urings between their submission and their end. Of more calls the text is told, and of more requests no name;
+// each is counted (ErrorStorage). An entry takes 17 KB of kernel memory.
+const maxNoted = 128
 
 // Hooks returns the kernel's functions at which paths are taken, sorted by name; none where the kernel lets nobody
 // attach to its functions. Without one the events that it is for have the caller's text ([PathUser]).

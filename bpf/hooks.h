@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The paths that the kernel really acted on. The security hooks of path operations are the last that have them as
- * kernel objects, after the caller's text was read and links and ".." were followed: what they are given is kept until
- * the system call returns, and told in place of the text (path.h). Every program of this file is loaded only where
+ * kernel objects, after the caller's text was read and links and ".." were followed: what they are given is noted until
+ * the call ends, and told in place of the text (path.h). Every program of this file is loaded only where
  * the kernel lets it (support.go); without it the text is told, and the event says so.
  *
  * security_path_…() are called for the caller's own names alone: what overlayfs does on its layers goes past them.
@@ -10,87 +10,84 @@
 #pragma once
 
 #include "lib/maps.h"
+#include "lib/noted.h"
 #include "lib/recipe.h"
 #include "lib/task.h"
 
 #define UTIME_SPECIAL 0x3ffffffe /* UTIME_OMIT; UTIME_NOW is one more */
 
-/* Set by Load: some program of this file runs. */
-const volatile bool hooked = false;
-
-/* What a call under way acts on. */
-struct resolved {
-	__u64 user; /* the call's path argument: with call it tells this call from an earlier one of the thread */
-	__u64 number; /* utimes: as in path_event */
-	__u32 call; /* enum call */
-	__u32 action; /* enum event_action */
-	__u32 has_target; /* target is filled */
-	__u32 text_len; /* symlink: of the text at the beginning of target.buf */
-	struct walk path;
-	struct walk target;
-};
-
-/* By thread. Calls that are between the hook and their end: far fewer than threads. Size: set by Load. */
+/* The request that a worker of an io_uring acts on: thread id to its address. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
 	__type(key, __u32);
-	__type(value, struct resolved);
-} resolved SEC(".maps");
+	__type(value, __u64);
+} issued SEC(".maps");
 
-/* What an entry begins as: an update wants all of a value at once, and none fits on the stack. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct resolved);
-} unresolved SEC(".maps");
+/* What was noted of the request that this worker acts on, if its names are taken at this hook. */
+static __always_inline struct noted *noted_request(struct task_struct *task, __u32 action)
+{
+	__u32 tid = task->pid;
+	struct noted *n;
+	__u64 *req;
+
+	req = bpf_map_lookup_elem(&issued, &tid);
+	if (!req)
+		return NULL;
+	n = bpf_map_lookup_elem(&noted, req);
+	return n && n->action == action ? n : NULL;
+}
 
 /*
  * Begins to note what the current call acts on; NULL when it is no event, or not one of action: a file that open
  * makes or cuts, or a socket's name that bind makes, passes these hooks as well.
  */
-static __noinline struct resolved *begin(enum event_action action, struct vfsmount *mnt, struct dentry *dentry)
+static __noinline struct noted *begin(__u32 action, struct vfsmount *mnt, struct dentry *dentry)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	__u32 tid = task->pid, zero = 0, call;
-	struct counters *c;
-	struct resolved *n;
 	const struct recipe *r;
+	struct noted *n;
 	void *regs;
 	bool compat;
+	__u32 call;
 	__u64 user;
 
-	if (config.stopped || task->flags & (PF_KTHREAD | PF_IO_WORKER) || is_self(task))
+	if (config.stopped || task->flags & PF_KTHREAD || is_self(task))
 		return NULL;
-	regs = (void *)bpf_task_pt_regs(task);
-	compat = is_compat(task);
-	call = current_call(regs, compat);
-	if (call < CHANGE_FIRST_CALL || call > CHANGE_LAST_CALL || call >= NUM_CALLS || !wanted(call))
-		return NULL;
-	r = &recipes[call];
-	if (r->action != action && !(call == CALL_UNLINKAT && action == ACTION_RMDIR))
-		return NULL;
-	if (!r->path)
-		return NULL;
-	user = call_argument(regs, compat, r->path - 1);
-	n = bpf_map_lookup_elem(&unresolved, &zero);
-	if (!user || !n)
-		return NULL;
-	bpf_map_update_elem(&resolved, &tid, n, 0);
-	n = bpf_map_lookup_elem(&resolved, &tid);
-	if (!n) { /* there is no room */
-		c = counters_of(bpf_get_smp_processor_id(), CLASS_FILE);
-		if (c)
-			count(&c->errors[ERROR_STORAGE]);
-		return NULL;
+	if (task->flags & PF_IO_WORKER) {
+		n = noted_request(task, action);
+		if (!n)
+			return NULL;
+	} else {
+		regs = (void *)bpf_task_pt_regs(task);
+		compat = is_compat(task);
+		call = current_call(regs, compat);
+		if (call < CHANGE_FIRST_CALL || call > CHANGE_LAST_CALL || call >= NUM_CALLS || !wanted(call))
+			return NULL;
+		r = &recipes[call];
+		if (r->action != action && !(call == CALL_UNLINKAT && action == ACTION_RMDIR))
+			return NULL;
+		if (!r->path)
+			return NULL;
+		user = call_argument(regs, compat, r->path - 1);
+		if (!user)
+			return NULL;
+		n = note(task->pid, call, action);
+		if (!n)
+			return NULL;
+		n->user = user;
 	}
-	n->user = user;
-	n->call = call;
-	n->action = action;
-	n->number = NO_NUMBER;
-	walk_path(&n->path, mnt, dentry, task);
+	no_name(&n->path);
+	walk_path(&n->path.base, mnt, dentry, task);
 	return n;
+}
+
+/* Notes the second path of it. */
+static __always_inline void note_target(struct noted *n, struct vfsmount *mnt, struct dentry *dentry)
+{
+	n->has_target = 1;
+	no_name(&n->target);
+	walk_path(&n->target.base, mnt, dentry, bpf_get_current_task_btf());
 }
 
 SEC("fentry/security_path_unlink")
@@ -134,19 +131,13 @@ SEC("fentry/security_path_symlink")
 int picket_path_symlink(__u64 *ctx)
 {
 	const struct path *dir = (void *)ctx[0];
-	struct resolved *n = begin(ACTION_SYMLINK, dir->mnt, (void *)ctx[1]);
-	long len;
+	struct noted *n = begin(ACTION_SYMLINK, dir->mnt, (void *)ctx[1]);
 
-	if (!n)
-		return 0;
-	n->has_target = 1;
-	n->target.pos = MAX_PATH;
-	len = bpf_probe_read_kernel_str(n->target.buf, MAX_PATH, (void *)ctx[2]);
-	if (len < 1) {
-		n->target.flags = PATH_FAULT;
-		return 0;
+	if (n) {
+		n->has_target = 1;
+		no_name(&n->target);
+		copy_text(&n->target, (void *)ctx[2]);
 	}
-	n->text_len = len - 1; /* without the NUL */
 	return 0;
 }
 
@@ -155,12 +146,10 @@ SEC("fentry/security_path_link")
 int picket_path_link(__u64 *ctx)
 {
 	const struct path *dir = (void *)ctx[1];
-	struct resolved *n = begin(ACTION_LINK, dir->mnt, (void *)ctx[2]);
+	struct noted *n = begin(ACTION_LINK, dir->mnt, (void *)ctx[2]);
 
-	if (n) {
-		n->has_target = 1;
-		walk_path(&n->target, dir->mnt, (void *)ctx[0], bpf_get_current_task_btf());
-	}
+	if (n)
+		note_target(n, dir->mnt, (void *)ctx[0]);
 	return 0;
 }
 
@@ -168,12 +157,10 @@ SEC("fentry/security_path_rename")
 int picket_path_rename(__u64 *ctx)
 {
 	const struct path *from = (void *)ctx[0], *to = (void *)ctx[2];
-	struct resolved *n = begin(ACTION_RENAME, from->mnt, (void *)ctx[1]);
+	struct noted *n = begin(ACTION_RENAME, from->mnt, (void *)ctx[1]);
 
-	if (n) {
-		n->has_target = 1;
-		walk_path(&n->target, to->mnt, (void *)ctx[3], bpf_get_current_task_btf());
-	}
+	if (n)
+		note_target(n, to->mnt, (void *)ctx[3]);
 	return 0;
 }
 
@@ -209,7 +196,7 @@ SEC("fentry/vfs_utimes")
 int picket_path_utimes(__u64 *ctx)
 {
 	const struct path *path = (void *)ctx[0];
-	struct resolved *n = begin(ACTION_UTIMES, path->mnt, path->dentry);
+	struct noted *n = begin(ACTION_UTIMES, path->mnt, path->dentry);
 	struct timespec64 times[2]; /* of access, of modification */
 
 	if (n && ctx[1] && !bpf_probe_read_kernel(times, sizeof(times), (void *)ctx[1]) && times[1].tv_nsec < UTIME_SPECIAL)
@@ -217,46 +204,45 @@ int picket_path_utimes(__u64 *ctx)
 	return 0;
 }
 
-/* Puts a walked path into a name. */
-static __always_inline void take_walk(struct named *to, struct walk *from)
+/*
+ * Requests through an io_uring that name files: a worker thread acts on them, which is in no system call. These say on
+ * which, and the hooks above put the paths in place of the texts that it was submitted with.
+ */
+static __always_inline int issue(__u64 *ctx)
 {
-	__u32 pos = from->pos;
+	__u32 tid = bpf_get_current_task_btf()->pid;
+	__u64 req = ctx[0];
 
-	no_name(to);
-	to->base.flags = from->flags;
-	if (pos >= MAX_PATH)
-		return;
-	to->base.pos = pos;
-	bpf_probe_read_kernel(&to->base.buf[pos], MAX_PATH - pos, &from->buf[pos]);
+	bpf_map_update_elem(&issued, &tid, &req, 0);
+	return 0;
 }
 
-/*
- * Takes what a hook noted of the call that returns; false when the call reached none, and its texts have to do. Then
- * nothing is changed.
- */
-static __noinline bool take_resolved(struct named *path, struct named *target, struct path_event *e,
-				     const struct syscall *sc, __u64 user)
+SEC("fentry/io_renameat")
+int picket_io_renameat(__u64 *ctx)
 {
-	__u32 tid = (__u32)bpf_get_current_pid_tgid(), len;
-	struct resolved *n;
-	bool taken = false;
+	return issue(ctx);
+}
 
-	if (!hooked)
-		return false;
-	n = bpf_map_lookup_elem(&resolved, &tid);
-	if (!n)
-		return false;
-	if (n->call == sc->call && n->action == e->h.action && n->user == user) {
-		taken = true;
-		take_walk(path, &n->path);
-		e->number = n->number;
-		if (n->has_target) {
-			take_walk(target, &n->target);
-			len = n->text_len & (MAX_PATH - 1);
-			target->text_len = len;
-			bpf_probe_read_kernel(target->text, len, n->target.buf);
-		}
-	}
-	bpf_map_delete_elem(&resolved, &tid);
-	return taken;
+SEC("fentry/io_unlinkat")
+int picket_io_unlinkat(__u64 *ctx)
+{
+	return issue(ctx);
+}
+
+SEC("fentry/io_mkdirat")
+int picket_io_mkdirat(__u64 *ctx)
+{
+	return issue(ctx);
+}
+
+SEC("fentry/io_symlinkat")
+int picket_io_symlinkat(__u64 *ctx)
+{
+	return issue(ctx);
+}
+
+SEC("fentry/io_linkat")
+int picket_io_linkat(__u64 *ctx)
+{
+	return issue(ctx);
 }

@@ -83,7 +83,7 @@ var pinned = []string{mapConfig, mapCounters, mapLedger, mapWatches, objectMapSh
 
 // programs are those that run on their own, where the kernel has what they attach to.
 var programs = []string{objectProgPicketExec, objectProgPicketFork, objectProgPicketExit,
-	objectProgPicketSysExit, objectProgPicketAttempt, objectProgPicketSignal, objectProgPicketUring}
+	objectProgPicketSysExit, objectProgPicketAttempt, objectProgPicketSignal, objectProgPicketUring, objectProgPicketUringSubmit}
 
 // errClosed is what methods return after Close.
 var errClosed = fmt.Errorf("the kernel part is closed: %w", os.ErrClosed)
@@ -218,7 +218,7 @@ func newSpec(o Options, cpus int, offers offers) (*ebpf.CollectionSpec, error) {
 	if !offers.uring {
 		delete(spec.Programs, objectProgPicketUring)
 	}
-	if err := setHooks(spec, offers.hooks); err != nil {
+	if err := setHooks(spec, offers); err != nil {
 		return nil, err
 	}
 	return spec, nil
@@ -409,16 +409,19 @@ func (k *Kernel) Abandoned() Abandoned { return k.abandoned }
 // attached are the programs that run on their own on this kernel.
 func (k *Kernel) attached() []string {
 	return append(slices.DeleteFunc(slices.Clone(programs), func(name string) bool {
-		return name == objectProgPicketUring && !k.offers.uring
+		return name == objectProgPicketUring && !k.offers.uring || name == objectProgPicketUringSubmit && k.offers.uringSubmit == ""
 	}), k.offers.hooks...)
 }
 
 // Unseen says, a sentence each, what cannot be seen on this kernel because it lacks what would show it.
 func (k *Kernel) Unseen() []string {
-	if k.offers.uring {
-		return nil
+	if !k.offers.uring {
+		return []string{"what is done through io_uring: the kernel has no tracepoint io_uring_complete"}
 	}
-	return []string{"opens, connects and accepts through io_uring: the kernel has no tracepoint io_uring_complete"}
+	if k.offers.uringSubmit == "" {
+		return []string{"changes of files through io_uring: the kernel has no tracepoint io_uring_submit_req, nor io_uring_submit_sqe"}
+	}
+	return nil
 }
 
 // Counters returns what the kernel has counted, an entry per CPU and class, ordered by both. They go on

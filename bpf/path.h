@@ -67,12 +67,24 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 	e->number = NO_NUMBER;
 	if (call == CALL_UNLINKAT && argument(sc, 3) & AT_REMOVEDIR)
 		e->h.action = ACTION_RMDIR;
+	no_name(&s->path);
 	no_name(&s->target);
-	known = !r->fd && take_resolved(&s->path, &s->target, e, sc, argument(sc, r->path));
+	e->call = call;
+	if (sc->flags & HEADER_IO_URING) {
+		known = true;
+		if (!take_noted(sc->args[RING_REQUEST], &s->path, &s->target, e, 0)) {
+			/* There was no room for its names, which is counted. */
+			s->path.flags = PATH_FAULT;
+			s->target.flags = r->target ? PATH_FAULT : 0;
+		}
+	} else {
+		known = !r->fd && take_noted(task->pid, &s->path, &s->target, e, argument(sc, r->path));
+	}
 	fd = argument(sc, r->fd ? r->fd : 1);
 	/* utimensat and futimesat without a path: of the descriptor itself */
 	if (r->fd || (r->times && r->dir && !argument(sc, r->path))) {
-		inode = walk_file(&s->path, task, fd);
+		inode = walk_file(&s->path, task,
+				  sc->flags & HEADER_IO_URING ? (struct file *)sc->args[RING_FILE] : open_file(task, fd));
 		if (inode) {
 			if (call == CALL_FTRUNCATE && !BPF_CORE_READ(inode, i_nlink)) {
 				/* memory of its own, or a file already deleted: no one else's view of files changes */
@@ -107,7 +119,6 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;
 	e->h.flags |= sc->flags;
-	e->call = call;
 	e->result = sc->ret;
 	e->path_flags = s->path.flags | s->path.base.flags;
 	e->target_flags = s->target.flags | s->target.base.flags;

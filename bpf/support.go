@@ -77,6 +77,8 @@ type offers struct {
 	exitTellsLast bool
 	// There is io_uring_complete; it gives the result as a number (until Linux 6.14), not in the completion.
 	uring, uringGivesResult bool
+	// The tracepoint at the submission of a request, by its name of this kernel; "": there is none.
+	uringSubmit string
 	// Programs of hooks.h that the kernel lets run.
 	hooks []string
 }
@@ -97,6 +99,16 @@ func probe(types *btf.Spec) (o offers, err error) {
 	}
 	// (void *, ctx, req, cqe), or (void *, ctx, req, user_data, res, …)
 	o.uring, o.uringGivesResult = true, len(complete.Params) > 4
+	for _, name := range []string{"io_uring_submit_req", "io_uring_submit_sqe"} { // since Linux 6.3, before it
+		_, err := tracepoint(types, name)
+		if err == nil {
+			o.uringSubmit = name
+			break
+		}
+		if !errors.Is(err, btf.ErrNotFound) {
+			return o, err
+		}
+	}
 	return o, nil
 }
 
