@@ -26,20 +26,26 @@ const (
 	objectMapFileRing            = "file_ring"
 	objectMapFileScratch         = "file_scratch"
 	objectMapFlows               = "flows"
+	objectMapIssued              = "issued"
 	objectMapKernelRing          = "kernel_ring"
 	objectMapLedger              = "ledger"
 	objectMapNetworkRing         = "network_ring"
+	objectMapNoted               = "noted"
+	objectMapNothingNoted        = "nothing_noted"
 	objectMapPathScratch         = "path_scratch"
 	objectMapProcessRing         = "process_ring"
-	objectMapResolved            = "resolved"
 	objectMapShares              = "shares"
 	objectMapThisCall            = "this_call"
-	objectMapUnresolved          = "unresolved"
 	objectMapWatches             = "watches"
 	objectProgPicketAttempt      = "picket_attempt"
 	objectProgPicketExec         = "picket_exec"
 	objectProgPicketExit         = "picket_exit"
 	objectProgPicketFork         = "picket_fork"
+	objectProgPicketIoLinkat     = "picket_io_linkat"
+	objectProgPicketIoMkdirat    = "picket_io_mkdirat"
+	objectProgPicketIoRenameat   = "picket_io_renameat"
+	objectProgPicketIoSymlinkat  = "picket_io_symlinkat"
+	objectProgPicketIoUnlinkat   = "picket_io_unlinkat"
 	objectProgPicketPathChmod    = "picket_path_chmod"
 	objectProgPicketPathChown    = "picket_path_chown"
 	objectProgPicketPathLink     = "picket_path_link"
@@ -55,11 +61,12 @@ const (
 	objectProgPicketSignal       = "picket_signal"
 	objectProgPicketSysExit      = "picket_sys_exit"
 	objectProgPicketUring        = "picket_uring"
+	objectProgPicketUringSubmit  = "picket_uring_submit"
 	objectVarCalls               = "calls"
 	objectVarConfig              = "config"
 	objectVarExitTellsLast       = "exit_tells_last"
-	objectVarHooked              = "hooked"
 	objectVarLayouts             = "layouts"
+	objectVarNoting              = "noting"
 	objectVarRecipes             = "recipes"
 	objectVarSocketcalls         = "socketcalls"
 	objectVarUringGivesResult    = "uring_gives_result"
@@ -111,6 +118,11 @@ type objectProgramSpecs struct {
 	PicketExec         *ebpf.ProgramSpec `ebpf:"picket_exec"`
 	PicketExit         *ebpf.ProgramSpec `ebpf:"picket_exit"`
 	PicketFork         *ebpf.ProgramSpec `ebpf:"picket_fork"`
+	PicketIoLinkat     *ebpf.ProgramSpec `ebpf:"picket_io_linkat"`
+	PicketIoMkdirat    *ebpf.ProgramSpec `ebpf:"picket_io_mkdirat"`
+	PicketIoRenameat   *ebpf.ProgramSpec `ebpf:"picket_io_renameat"`
+	PicketIoSymlinkat  *ebpf.ProgramSpec `ebpf:"picket_io_symlinkat"`
+	PicketIoUnlinkat   *ebpf.ProgramSpec `ebpf:"picket_io_unlinkat"`
 	PicketPathChmod    *ebpf.ProgramSpec `ebpf:"picket_path_chmod"`
 	PicketPathChown    *ebpf.ProgramSpec `ebpf:"picket_path_chown"`
 	PicketPathLink     *ebpf.ProgramSpec `ebpf:"picket_path_link"`
@@ -126,32 +138,34 @@ type objectProgramSpecs struct {
 	PicketSignal       *ebpf.ProgramSpec `ebpf:"picket_signal"`
 	PicketSysExit      *ebpf.ProgramSpec `ebpf:"picket_sys_exit"`
 	PicketUring        *ebpf.ProgramSpec `ebpf:"picket_uring"`
+	PicketUringSubmit  *ebpf.ProgramSpec `ebpf:"picket_uring_submit"`
 }
 
 // objectMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectMapSpecs struct {
-	Attempts    *ebpf.MapSpec `ebpf:"attempts"`
-	CallScratch *ebpf.MapSpec `ebpf:"call_scratch"`
-	ConnScratch *ebpf.MapSpec `ebpf:"conn_scratch"`
-	Connections *ebpf.MapSpec `ebpf:"connections"`
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	ExecScratch *ebpf.MapSpec `ebpf:"exec_scratch"`
-	Exited      *ebpf.MapSpec `ebpf:"exited"`
-	FileRing    *ebpf.MapSpec `ebpf:"file_ring"`
-	FileScratch *ebpf.MapSpec `ebpf:"file_scratch"`
-	Flows       *ebpf.MapSpec `ebpf:"flows"`
-	KernelRing  *ebpf.MapSpec `ebpf:"kernel_ring"`
-	Ledger      *ebpf.MapSpec `ebpf:"ledger"`
-	NetworkRing *ebpf.MapSpec `ebpf:"network_ring"`
-	PathScratch *ebpf.MapSpec `ebpf:"path_scratch"`
-	ProcessRing *ebpf.MapSpec `ebpf:"process_ring"`
-	Resolved    *ebpf.MapSpec `ebpf:"resolved"`
-	Shares      *ebpf.MapSpec `ebpf:"shares"`
-	ThisCall    *ebpf.MapSpec `ebpf:"this_call"`
-	Unresolved  *ebpf.MapSpec `ebpf:"unresolved"`
-	Watches     *ebpf.MapSpec `ebpf:"watches"`
+	Attempts     *ebpf.MapSpec `ebpf:"attempts"`
+	CallScratch  *ebpf.MapSpec `ebpf:"call_scratch"`
+	ConnScratch  *ebpf.MapSpec `ebpf:"conn_scratch"`
+	Connections  *ebpf.MapSpec `ebpf:"connections"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	ExecScratch  *ebpf.MapSpec `ebpf:"exec_scratch"`
+	Exited       *ebpf.MapSpec `ebpf:"exited"`
+	FileRing     *ebpf.MapSpec `ebpf:"file_ring"`
+	FileScratch  *ebpf.MapSpec `ebpf:"file_scratch"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Issued       *ebpf.MapSpec `ebpf:"issued"`
+	KernelRing   *ebpf.MapSpec `ebpf:"kernel_ring"`
+	Ledger       *ebpf.MapSpec `ebpf:"ledger"`
+	NetworkRing  *ebpf.MapSpec `ebpf:"network_ring"`
+	Noted        *ebpf.MapSpec `ebpf:"noted"`
+	NothingNoted *ebpf.MapSpec `ebpf:"nothing_noted"`
+	PathScratch  *ebpf.MapSpec `ebpf:"path_scratch"`
+	ProcessRing  *ebpf.MapSpec `ebpf:"process_ring"`
+	Shares       *ebpf.MapSpec `ebpf:"shares"`
+	ThisCall     *ebpf.MapSpec `ebpf:"this_call"`
+	Watches      *ebpf.MapSpec `ebpf:"watches"`
 }
 
 // objectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -161,8 +175,8 @@ type objectVariableSpecs struct {
 	Calls            *ebpf.VariableSpec `ebpf:"calls"`
 	Config           *ebpf.VariableSpec `ebpf:"config"`
 	ExitTellsLast    *ebpf.VariableSpec `ebpf:"exit_tells_last"`
-	Hooked           *ebpf.VariableSpec `ebpf:"hooked"`
 	Layouts          *ebpf.VariableSpec `ebpf:"layouts"`
+	Noting           *ebpf.VariableSpec `ebpf:"noting"`
 	Recipes          *ebpf.VariableSpec `ebpf:"recipes"`
 	Socketcalls      *ebpf.VariableSpec `ebpf:"socketcalls"`
 	UringGivesResult *ebpf.VariableSpec `ebpf:"uring_gives_result"`
@@ -188,26 +202,27 @@ func (o *objectObjects) Close() error {
 //
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectMaps struct {
-	Attempts    *ebpf.Map `ebpf:"attempts"`
-	CallScratch *ebpf.Map `ebpf:"call_scratch"`
-	ConnScratch *ebpf.Map `ebpf:"conn_scratch"`
-	Connections *ebpf.Map `ebpf:"connections"`
-	Counters    *ebpf.Map `ebpf:"counters"`
-	ExecScratch *ebpf.Map `ebpf:"exec_scratch"`
-	Exited      *ebpf.Map `ebpf:"exited"`
-	FileRing    *ebpf.Map `ebpf:"file_ring"`
-	FileScratch *ebpf.Map `ebpf:"file_scratch"`
-	Flows       *ebpf.Map `ebpf:"flows"`
-	KernelRing  *ebpf.Map `ebpf:"kernel_ring"`
-	Ledger      *ebpf.Map `ebpf:"ledger"`
-	NetworkRing *ebpf.Map `ebpf:"network_ring"`
-	PathScratch *ebpf.Map `ebpf:"path_scratch"`
-	ProcessRing *ebpf.Map `ebpf:"process_ring"`
-	Resolved    *ebpf.Map `ebpf:"resolved"`
-	Shares      *ebpf.Map `ebpf:"shares"`
-	ThisCall    *ebpf.Map `ebpf:"this_call"`
-	Unresolved  *ebpf.Map `ebpf:"unresolved"`
-	Watches     *ebpf.Map `ebpf:"watches"`
+	Attempts     *ebpf.Map `ebpf:"attempts"`
+	CallScratch  *ebpf.Map `ebpf:"call_scratch"`
+	ConnScratch  *ebpf.Map `ebpf:"conn_scratch"`
+	Connections  *ebpf.Map `ebpf:"connections"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	ExecScratch  *ebpf.Map `ebpf:"exec_scratch"`
+	Exited       *ebpf.Map `ebpf:"exited"`
+	FileRing     *ebpf.Map `ebpf:"file_ring"`
+	FileScratch  *ebpf.Map `ebpf:"file_scratch"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	Issued       *ebpf.Map `ebpf:"issued"`
+	KernelRing   *ebpf.Map `ebpf:"kernel_ring"`
+	Ledger       *ebpf.Map `ebpf:"ledger"`
+	NetworkRing  *ebpf.Map `ebpf:"network_ring"`
+	Noted        *ebpf.Map `ebpf:"noted"`
+	NothingNoted *ebpf.Map `ebpf:"nothing_noted"`
+	PathScratch  *ebpf.Map `ebpf:"path_scratch"`
+	ProcessRing  *ebpf.Map `ebpf:"process_ring"`
+	Shares       *ebpf.Map `ebpf:"shares"`
+	ThisCall     *ebpf.Map `ebpf:"this_call"`
+	Watches      *ebpf.Map `ebpf:"watches"`
 }
 
 func (m *objectMaps) Close() error {
@@ -222,15 +237,16 @@ func (m *objectMaps) Close() error {
 		m.FileRing,
 		m.FileScratch,
 		m.Flows,
+		m.Issued,
 		m.KernelRing,
 		m.Ledger,
 		m.NetworkRing,
+		m.Noted,
+		m.NothingNoted,
 		m.PathScratch,
 		m.ProcessRing,
-		m.Resolved,
 		m.Shares,
 		m.ThisCall,
-		m.Unresolved,
 		m.Watches,
 	)
 }
@@ -242,8 +258,8 @@ type objectVariables struct {
 	Calls            *ebpf.Variable `ebpf:"calls"`
 	Config           *ebpf.Variable `ebpf:"config"`
 	ExitTellsLast    *ebpf.Variable `ebpf:"exit_tells_last"`
-	Hooked           *ebpf.Variable `ebpf:"hooked"`
 	Layouts          *ebpf.Variable `ebpf:"layouts"`
+	Noting           *ebpf.Variable `ebpf:"noting"`
 	Recipes          *ebpf.Variable `ebpf:"recipes"`
 	Socketcalls      *ebpf.Variable `ebpf:"socketcalls"`
 	UringGivesResult *ebpf.Variable `ebpf:"uring_gives_result"`
@@ -257,6 +273,11 @@ type objectPrograms struct {
 	PicketExec         *ebpf.Program `ebpf:"picket_exec"`
 	PicketExit         *ebpf.Program `ebpf:"picket_exit"`
 	PicketFork         *ebpf.Program `ebpf:"picket_fork"`
+	PicketIoLinkat     *ebpf.Program `ebpf:"picket_io_linkat"`
+	PicketIoMkdirat    *ebpf.Program `ebpf:"picket_io_mkdirat"`
+	PicketIoRenameat   *ebpf.Program `ebpf:"picket_io_renameat"`
+	PicketIoSymlinkat  *ebpf.Program `ebpf:"picket_io_symlinkat"`
+	PicketIoUnlinkat   *ebpf.Program `ebpf:"picket_io_unlinkat"`
 	PicketPathChmod    *ebpf.Program `ebpf:"picket_path_chmod"`
 	PicketPathChown    *ebpf.Program `ebpf:"picket_path_chown"`
 	PicketPathLink     *ebpf.Program `ebpf:"picket_path_link"`
@@ -272,6 +293,7 @@ type objectPrograms struct {
 	PicketSignal       *ebpf.Program `ebpf:"picket_signal"`
 	PicketSysExit      *ebpf.Program `ebpf:"picket_sys_exit"`
 	PicketUring        *ebpf.Program `ebpf:"picket_uring"`
+	PicketUringSubmit  *ebpf.Program `ebpf:"picket_uring_submit"`
 }
 
 func (p *objectPrograms) Close() error {
@@ -280,6 +302,11 @@ func (p *objectPrograms) Close() error {
 		p.PicketExec,
 		p.PicketExit,
 		p.PicketFork,
+		p.PicketIoLinkat,
+		p.PicketIoMkdirat,
+		p.PicketIoRenameat,
+		p.PicketIoSymlinkat,
+		p.PicketIoUnlinkat,
 		p.PicketPathChmod,
 		p.PicketPathChown,
 		p.PicketPathLink,
@@ -295,6 +322,7 @@ func (p *objectPrograms) Close() error {
 		p.PicketSignal,
 		p.PicketSysExit,
 		p.PicketUring,
+		p.PicketUringSubmit,
 	)
 }
 
