@@ -113,11 +113,37 @@ const maxNoted = 128
 // Hooks returns the kernel's functions at which paths are taken, sorted by name; none where the kernel lets nobody
 // attach to its functions. Without one the events that it is for have the caller's text ([PathUser]).
 func (k *Kernel) Hooks() []string {
-	var out []string
+	has, _ := k.hooks()
+	return has
+}
+
+func (k *Kernel) hooks() (has, lacks []string) {
 	for _, h := range hooks {
 		if slices.Contains(k.offers.hooks, h.program) {
-			out = append(out, h.function)
+			has = append(has, h.function)
+		} else {
+			lacks = append(lacks, h.function)
 		}
 	}
-	return out
+	return has, lacks
+}
+
+// Offers returns what the kernel has of that which not every kernel has, and what it lacks: the functions of [Kernel.Hooks],
+// or "fentry" where it has none of them, and tracepoints.
+func (k *Kernel) Offers() (has, lacks []string) {
+	has, lacks = k.hooks()
+	if len(has) == 0 {
+		lacks = []string{"fentry"}
+	}
+	for _, t := range []struct {
+		name string
+		has  bool
+	}{{"io_uring_complete", k.offers.uring}, {"io_uring_submit_req", k.offers.uringSubmit != ""}} {
+		if t.has {
+			has = append(has, t.name)
+		} else {
+			lacks = append(lacks, t.name)
+		}
+	}
+	return has, lacks
 }
