@@ -99,7 +99,7 @@ func probe(types *btf.Spec) (o offers, err error) {
 	}
 	// (void *, ctx, req, cqe), or (void *, ctx, req, user_data, res, …)
 	o.uring, o.uringGivesResult = true, len(complete.Params) > 4
-	for _, name := range []string{"io_uring_submit_req", "io_uring_submit_sqe"} { // since Linux 6.3, before it
+	for _, name := range []string{"io_uring_submit_req", "io_uring_submit_sqe"} { // its name now, and before
 		_, err := tracepoint(types, name)
 		if err == nil {
 			o.uringSubmit = name

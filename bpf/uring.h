@@ -84,7 +84,7 @@ static __noinline void note_name(struct named *n, struct task_struct *task, stru
 	start_from(n, task, fd);
 }
 
-/* When a request is submitted. Before 6.3 the tracepoint is io_uring_submit_sqe. */
+/* When a request is submitted. In older kernels the tracepoint is io_uring_submit_sqe: see Load. */
 SEC("tp_btf/io_uring_submit_req")
 int picket_uring_submit(__u64 *ctx)
 {
