@@ -11,12 +11,13 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// hooks are the programs of hooks.h, in the order of their functions' names. They make what is told exact, and no
+// hooks are the programs of hooks.h and creds.h, in the order of their functions' names. They make what is told exact, and no
 // kernel is required to let them run.
 var hooks = []struct {
 	program, function string
 	params            int // that the function has where the program understands it
 }{
+	{objectProgPicketCommitCreds, "commit_creds", 1},
 	{objectProgPicketIoLinkat, "io_linkat", 2},
 	{objectProgPicketIoMkdirat, "io_mkdirat", 2},
 	{objectProgPicketIoRenameat, "io_renameat", 2},
@@ -98,6 +99,9 @@ func setHooks(spec *ebpf.CollectionSpec, o offers) error {
 	} else {
 		spec.Programs[objectProgPicketUringSubmit].AttachTo = o.uringSubmit
 	}
+	if err := spec.Variables[objectVarEveryCommit].Set(o.everyCommit); err != nil {
+		return fmt.Errorf("preparing the compiled programs: %w", err)
+	}
 	spec.Maps[objectMapNoted].MaxEntries = maxNoted
 	if err := spec.Variables[objectVarNoting].Set(true); err != nil {
 		return fmt.Errorf("preparing the compiled programs: %w", err)
@@ -110,8 +114,8 @@ func setHooks(spec *ebpf.CollectionSpec, o offers) error {
 // each is counted (ErrorStorage). An entry takes 17 KB of kernel memory.
 const maxNoted = 128
 
-// Hooks returns the kernel's functions at which paths are taken, sorted by name; none where the kernel lets nobody
-// attach to its functions. Without one the events that it is for have the caller's text ([PathUser]).
+// Hooks returns the kernel's functions that programs are attached to, sorted by name; none where the kernel lets nobody
+// attach to its functions. At most of them paths are taken, at commit_creds changes of credentials without a call. Without one the events that it is for have the caller's text ([PathUser]).
 func (k *Kernel) Hooks() []string {
 	has, _ := k.hooks()
 	return has

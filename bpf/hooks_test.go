@@ -8,10 +8,12 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,7 +40,7 @@ func needHooks(t *testing.T, k *Kernel) {
 func TestHooksOfKernel(t *testing.T) {
 	k := mustLoad(t, options(t))
 	needHooks(t, k)
-	want := []string{"io_linkat", "io_mkdirat", "io_renameat", "io_symlinkat", "io_unlinkat"}
+	want := []string{"commit_creds", "io_linkat", "io_mkdirat", "io_renameat", "io_symlinkat", "io_unlinkat"}
 	for _, f := range hookOf {
 		want = append(want, f)
 	}
@@ -301,4 +303,61 @@ func TestHooksForget(t *testing.T) {
 		}
 	}
 	equal(t, "times that there was no room", checkCounters(t, c.k)[ClassFile].Errors[ErrorStorage], 0)
+}
+
+func init() {
+	// credentials: each call that changes credentials of its own.
+	helpers["credentials"] = func([]string) error {
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_WAKE_ALARM, 0, 0, 0); err != nil {
+			return err
+		}
+		return syscall.Setuid(0)
+	}
+}
+
+// TestHooksCommitCreds: a change of credentials is told when no call explains it. None can be had without an exploit of
+// the kernel, so one is set up in which no call does.
+func TestHooksCommitCreds(t *testing.T) {
+	do := func(t *testing.T, every bool) []*Event {
+		k, err := load(options(t), func(types *btf.Spec) (offers, error) {
+			o, err := probe(types)
+			o.everyCommit = every
+			return o, err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := collect(t, k)
+		if !slices.Contains(k.Hooks(), "commit_creds") {
+			needHooks(t, k)
+			t.Fatal("commit_creds is not among the hooks")
+		}
+		setuid := slices.IndexFunc(triggers(), func(c trigger) bool { return c.name == "setresuid" })
+		pid := run(t, helper(t, "trigger", fmt.Sprint(setuid), t.TempDir()))
+		cmd := helper(t, "credentials")
+		ids := []syscall.SysProcIDMap{{HostID: 0, ContainerID: 0, Size: 1}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids}
+		run(t, cmd)
+		c.wait(t, "setresuid", func(ev *Event) bool { return by(pid, ActionCall)(ev) && ev.Syscall() == "setresuid" })
+		c.settle(t)
+		told := c.all(func(ev *Event) bool { return ev.Header.Action == ActionCall && ev.Syscall() == "commit_creds" })
+		if !every {
+			return told
+		}
+		return slices.DeleteFunc(told, func(ev *Event) bool { return ev.Header.TGID != pid })
+	}
+	t.Run("explained", func(t *testing.T) {
+		for _, ev := range do(t, false) {
+			t.Errorf("told of %s (%d): %+v", String(ev.Header.Comm[:]), ev.Header.TGID, ev.Call.CallFields)
+		}
+	})
+	t.Run("not explained", func(t *testing.T) {
+		var users []string
+		for _, ev := range do(t, true) {
+			users = append(users, fmt.Sprint(ev.Header.UID, " ", ev.Header.EUID, " ", ev.Call.SUID))
+		}
+		if !slices.Contains(users, "1 2 3") {
+			t.Errorf("users after the changes %q, want %q among them", users, "1 2 3")
+		}
+	})
 }

@@ -346,6 +346,9 @@ func abandon(dir, run string, cpus int) Abandoned {
 		// What cannot be unpinned now is removed with the directory, whose errors are reported.
 		_ = os.Remove(linkPin(run, name))
 	}
+	for _, h := range hooks {
+		_ = os.Remove(linkPin(run, h.program))
+	}
 	counters, err := openArray(mapPin(run, mapCounters), counterWords*8, cpus)
 	if err != nil {
 		a.Unknown = true

@@ -19,6 +19,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #include "network.h"
 #include "path.h"
 #include "kernel.h"
+#include "creds.h"
 #include "uring.h"
 
 /* fcntl.h */

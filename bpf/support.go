@@ -79,7 +79,9 @@ type offers struct {
 	uring, uringGivesResult bool
 	// The tracepoint at the submission of a request, by its name of this kernel; "": there is none.
 	uringSubmit string
-	// Programs of hooks.h that the kernel lets run.
+	// Tests only: every change of credentials is told.
+	everyCommit bool
+	// Programs of hooks.h and creds.h that the kernel lets run.
 	hooks []string
 }
 
