@@ -38,6 +38,7 @@ const (
 	objectMapThisCall            = "this_call"
 	objectMapWatches             = "watches"
 	objectProgPicketAttempt      = "picket_attempt"
+	objectProgPicketCommitCreds  = "picket_commit_creds"
 	objectProgPicketExec         = "picket_exec"
 	objectProgPicketExit         = "picket_exit"
 	objectProgPicketFork         = "picket_fork"
@@ -64,6 +65,7 @@ const (
 	objectProgPicketUringSubmit  = "picket_uring_submit"
 	objectVarCalls               = "calls"
 	objectVarConfig              = "config"
+	objectVarEveryCommit         = "every_commit"
 	objectVarExitTellsLast       = "exit_tells_last"
 	objectVarLayouts             = "layouts"
 	objectVarNoting              = "noting"
@@ -115,6 +117,7 @@ type objectSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectProgramSpecs struct {
 	PicketAttempt      *ebpf.ProgramSpec `ebpf:"picket_attempt"`
+	PicketCommitCreds  *ebpf.ProgramSpec `ebpf:"picket_commit_creds"`
 	PicketExec         *ebpf.ProgramSpec `ebpf:"picket_exec"`
 	PicketExit         *ebpf.ProgramSpec `ebpf:"picket_exit"`
 	PicketFork         *ebpf.ProgramSpec `ebpf:"picket_fork"`
@@ -174,6 +177,7 @@ type objectMapSpecs struct {
 type objectVariableSpecs struct {
 	Calls            *ebpf.VariableSpec `ebpf:"calls"`
 	Config           *ebpf.VariableSpec `ebpf:"config"`
+	EveryCommit      *ebpf.VariableSpec `ebpf:"every_commit"`
 	ExitTellsLast    *ebpf.VariableSpec `ebpf:"exit_tells_last"`
 	Layouts          *ebpf.VariableSpec `ebpf:"layouts"`
 	Noting           *ebpf.VariableSpec `ebpf:"noting"`
@@ -257,6 +261,7 @@ func (m *objectMaps) Close() error {
 type objectVariables struct {
 	Calls            *ebpf.Variable `ebpf:"calls"`
 	Config           *ebpf.Variable `ebpf:"config"`
+	EveryCommit      *ebpf.Variable `ebpf:"every_commit"`
 	ExitTellsLast    *ebpf.Variable `ebpf:"exit_tells_last"`
 	Layouts          *ebpf.Variable `ebpf:"layouts"`
 	Noting           *ebpf.Variable `ebpf:"noting"`
@@ -270,6 +275,7 @@ type objectVariables struct {
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectPrograms struct {
 	PicketAttempt      *ebpf.Program `ebpf:"picket_attempt"`
+	PicketCommitCreds  *ebpf.Program `ebpf:"picket_commit_creds"`
 	PicketExec         *ebpf.Program `ebpf:"picket_exec"`
 	PicketExit         *ebpf.Program `ebpf:"picket_exit"`
 	PicketFork         *ebpf.Program `ebpf:"picket_fork"`
@@ -299,6 +305,7 @@ type objectPrograms struct {
 func (p *objectPrograms) Close() error {
 	return _ObjectClose(
 		p.PicketAttempt,
+		p.PicketCommitCreds,
 		p.PicketExec,
 		p.PicketExit,
 		p.PicketFork,
