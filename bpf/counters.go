@@ -19,7 +19,7 @@ const (
 	ErrorFilename    ErrorKind = 2 // the name given to execve was not readable
 	ErrorFD          ErrorKind = 3 // another thread closed the descriptor first: no event
 	ErrorUserAddress ErrorKind = 4 // an address in the caller's memory was not readable
-	ErrorStorage     ErrorKind = 5 // no memory to remember a connect's destination
+	ErrorStorage     ErrorKind = 5 // no memory, or no room, to remember a connection, a flow or a path
 	NumErrors                  = 6
 )
 

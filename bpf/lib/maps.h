@@ -20,7 +20,7 @@ enum error_kind {
 	ERROR_FILENAME = 2, /* the name given to execve was not readable */
 	ERROR_FD = 3, /* another thread closed the descriptor first: no event */
 	ERROR_USER_ADDRESS = 4, /* socket address or socketcall arguments were not readable */
-	ERROR_STORAGE = 5, /* no memory, or no room, to remember a connection or a flow */
+	ERROR_STORAGE = 5, /* no memory, or no room, to remember a connection, a flow or a path */
 	NUM_ERRORS = 10, /* with room: the struct stays two cache lines */
 };
 
