@@ -132,4 +132,5 @@ var callNames = [...]string{
 	126: "rt_sigqueueinfo",
 	127: "rt_tgsigqueueinfo",
 	128: "pidfd_send_signal",
+	129: "commit_creds",
 }

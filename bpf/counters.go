@@ -19,7 +19,7 @@ const (
 	ErrorFilename    ErrorKind = 2 // the name given to execve was not readable
 	ErrorFD          ErrorKind = 3 // another thread closed the descriptor first: no event
 	ErrorUserAddress ErrorKind = 4 // an address in the caller's memory was not readable
-	ErrorStorage     ErrorKind = 5 // no memory, or no room, to remember a connection or a flow
+	ErrorStorage     ErrorKind = 5 // no memory, or no room, to remember a connection, a flow or a path
 	ErrorAsker       ErrorKind = 6 // a DNS message of a socket whose first question was not seen: no event
 	ErrorStream      ErrorKind = 7 // a DNS stream over TCP that cannot be followed: no events from then on
 	ErrorCgroup      ErrorKind = 8 // no room to tell of a new control group

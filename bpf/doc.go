@@ -41,6 +41,7 @@
 //
 // A descriptor is looked up at the end of the call that made it: a thread that replaces it (dup2) in between
 // hides the true file. The paths of renames and other changes of names are read from the caller's memory at
-// that time, and another thread can have changed them by then ([PathUser]). Opens, connects and changes by
-// io_uring and TCP Fast Open by sendto are no system calls of the kind watched here. The sensor's own opens and connects are left out.
+// that time, and another thread can have changed them by then ([PathUser]); where the kernel lets programs attach to
+// its functions they are those that it acted on ([Kernel.Hooks]). TCP Fast Open by sendto is no system call of the kind
+// watched here. The sensor's own opens and connects are left out.
 package bpf

@@ -331,7 +331,7 @@ type PathFields struct {
 // an extended attribute, whether it succeeded or not.
 // Path is what is changed or made; Target is the new path of a rename, the file that a link names, the text that
 // a symlink holds, the name of an extended attribute. Where one is relative its base is the directory it starts from; a file named by a
-// descriptor has a Base alone. The slices alias the sample they were decoded from.
+// descriptor, and a path that was taken at a hook ([Kernel.Hooks]), has a Base alone. The slices alias the sample they were decoded from.
 type PathEvent struct {
 	PathFields
 	Base       []byte

@@ -30,6 +30,9 @@ var helpers = map[string]func(args []string) error{}
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == helperFlag {
+		// A namespace or a credential is a thread's: without this a helper can go on in another one, and what it does
+		// to its own mounts it does to the machine's.
+		runtime.LockOSThread()
 		if err := helpers[os.Args[2]](os.Args[3:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(99)

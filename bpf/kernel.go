@@ -91,7 +91,7 @@ var pinned = []string{mapConfig, mapCounters, mapLedger, mapWatches, objectMapSh
 
 // programs are those that run on their own, where the kernel has what they attach to.
 var programs = []string{objectProgPicketExec, objectProgPicketFork, objectProgPicketExit,
-	objectProgPicketSysExit, objectProgPicketAttempt, objectProgPicketSignal, objectProgPicketUring, objectProgPicketCgroup, objectProgPicketDnsOut, objectProgPicketDnsIn}
+	objectProgPicketSysExit, objectProgPicketAttempt, objectProgPicketSignal, objectProgPicketUring, objectProgPicketUringSubmit, objectProgPicketCgroup, objectProgPicketDnsOut, objectProgPicketDnsIn}
 
 // dnsPrograms are attached to the root of cgroup2, the others to tracepoints.
 var dnsPrograms = map[string]ebpf.AttachType{
@@ -248,6 +248,9 @@ func newSpec(o Options, cpus int, offers offers, types *btf.Spec) (*ebpf.Collect
 	if !offers.uring {
 		delete(spec.Programs, objectProgPicketUring)
 	}
+	if err := setHooks(spec, offers); err != nil {
+		return nil, err
+	}
 	return spec, nil
 }
 
@@ -380,6 +383,9 @@ func abandon(dir, run string, cpus int) Abandoned {
 		// What cannot be unpinned now is removed with the directory, whose errors are reported.
 		_ = os.Remove(linkPin(run, name))
 	}
+	for _, h := range hooks {
+		_ = os.Remove(linkPin(run, h.program))
+	}
 	counters, err := openArray(mapPin(run, mapCounters), counterWords*8, cpus)
 	if err != nil {
 		a.Unknown = true
@@ -442,17 +448,19 @@ func (k *Kernel) Abandoned() Abandoned { return k.abandoned }
 
 // attached are the programs that run on their own on this kernel.
 func (k *Kernel) attached() []string {
-	return slices.DeleteFunc(slices.Clone(programs), func(name string) bool {
+	return append(slices.DeleteFunc(slices.Clone(programs), func(name string) bool {
 		_, dns := dnsPrograms[name]
-		return name == objectProgPicketUring && !k.offers.uring || dns && !k.offers.dns
-	})
+		return name == objectProgPicketUring && !k.offers.uring || name == objectProgPicketUringSubmit && k.offers.uringSubmit == "" || dns && !k.offers.dns
+	}), k.offers.hooks...)
 }
 
 // Unseen says, a sentence each, what cannot be seen on this kernel because it lacks what would show it.
 func (k *Kernel) Unseen() []string {
 	var unseen []string
 	if !k.offers.uring {
-		unseen = append(unseen, "opens, connects and accepts through io_uring: the kernel has no tracepoint io_uring_complete")
+		unseen = append(unseen, "what is done through io_uring: the kernel has no tracepoint io_uring_complete")
+	} else if k.offers.uringSubmit == "" {
+		unseen = append(unseen, "changes of files through io_uring: the kernel has no tracepoint io_uring_submit_req, nor io_uring_submit_sqe")
 	}
 	if !k.offers.dns {
 		unseen = append(unseen, "DNS: "+k.offers.noDNS)

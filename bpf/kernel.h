@@ -256,7 +256,7 @@ static __noinline int on_call(struct task_struct *task, const struct syscall *sc
 	e->args[5] = ARG(6);
 
 	if (r->fd && !(call == CALL_MMAP && ARG(4) & MAP_ANONYMOUS)) {
-		inode = walk_file(&s->path, task, argument(sc, r->fd));
+		inode = walk_file(&s->path, task, open_file(task, argument(sc, r->fd)));
 		if (inode)
 			e->ino = BPF_CORE_READ(inode, i_ino);
 	}

@@ -452,7 +452,7 @@ static __noinline int on_socket(struct task_struct *task, const struct syscall *
 	return 0;
 }
 
-static __noinline int on_bind(struct task_struct *task, const struct syscall *sc)
+static __noinline int on_bind(struct task_struct *task, const struct syscall *sc, struct file *file)
 {
 	const void *user = (void *)sc->args[1];
 	__u32 fd = sc->args[0];
@@ -465,7 +465,7 @@ static __noinline int on_bind(struct task_struct *task, const struct syscall *sc
 	if (!c || !s)
 		return 0;
 	e = &s->event;
-	sk = socket_of(task, fd, e, c);
+	sk = socket_in(file, e, c);
 	if (!sk)
 		return 0;
 	e->fd = fd;
@@ -473,7 +473,7 @@ static __noinline int on_bind(struct task_struct *task, const struct syscall *sc
 	if (e->family == AF_UNIX) {
 		if (!result) {
 			read_unix_path(s, sk);
-		} else {
+		} else if (user) { /* through an io_uring it is not known any more */
 			e->flags |= CONN_LOCAL_FROM_USER;
 			read_user_path(s, user, sc->args[2], c);
 		}
@@ -481,14 +481,14 @@ static __noinline int on_bind(struct task_struct *task, const struct syscall *sc
 		return 0;
 	} else {
 		read_addresses(e, sk);
-		if (result && !read_user_address(e, user, true))
+		if (result && user && !read_user_address(e, user, true))
 			count(&c->errors[ERROR_USER_ADDRESS]);
 	}
 	emit_conn(s, task, ACTION_BIND, sc, c);
 	return 0;
 }
 
-static __noinline int on_listen(struct task_struct *task, const struct syscall *sc)
+static __noinline int on_listen(struct task_struct *task, const struct syscall *sc, struct file *file)
 {
 	__u32 fd = sc->args[0];
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
@@ -497,7 +497,7 @@ static __noinline int on_listen(struct task_struct *task, const struct syscall *
 
 	if (!c || !s)
 		return 0;
-	sk = socket_of(task, fd, &s->event, c);
+	sk = socket_in(file, &s->event, c);
 	if (!sk)
 		return 0;
 	if (s->event.family == AF_UNIX)
@@ -514,7 +514,7 @@ static __noinline int on_listen(struct task_struct *task, const struct syscall *
 }
 
 /* A datagram to an address: an event if it is the socket's first to it. */
-static __noinline int on_send(struct task_struct *task, const struct syscall *sc, const void *user)
+static __noinline int on_send(struct task_struct *task, const struct syscall *sc, struct file *file, const void *user)
 {
 	__u32 fd = sc->args[0];
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_NETWORK);
@@ -527,7 +527,7 @@ static __noinline int on_send(struct task_struct *task, const struct syscall *sc
 	if (!c || !s)
 		return 0;
 	e = &s->event;
-	sk = socket_of(task, fd, e, c);
+	sk = socket_in(file, e, c);
 	if (!sk || !is_inet(e) || e->type == SOCK_STREAM)
 		return 0;
 	read_addresses(e, sk);

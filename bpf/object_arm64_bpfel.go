@@ -16,48 +16,71 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	objectMapAskers           = "askers"
-	objectMapAttempts         = "attempts"
-	objectMapCallScratch      = "call_scratch"
-	objectMapCgroupScratch    = "cgroup_scratch"
-	objectMapConnScratch      = "conn_scratch"
-	objectMapConnections      = "connections"
-	objectMapCounters         = "counters"
-	objectMapDnsRing          = "dns_ring"
-	objectMapExecScratch      = "exec_scratch"
-	objectMapExited           = "exited"
-	objectMapFileRing         = "file_ring"
-	objectMapFileScratch      = "file_scratch"
-	objectMapFlows            = "flows"
-	objectMapKernelRing       = "kernel_ring"
-	objectMapLedger           = "ledger"
-	objectMapNetworkRing      = "network_ring"
-	objectMapPathScratch      = "path_scratch"
-	objectMapProcessRing      = "process_ring"
-	objectMapShares           = "shares"
-	objectMapThisCall         = "this_call"
-	objectMapWatches          = "watches"
-	objectProgPicketAttempt   = "picket_attempt"
-	objectProgPicketCgroup    = "picket_cgroup"
-	objectProgPicketDnsIn     = "picket_dns_in"
-	objectProgPicketDnsOut    = "picket_dns_out"
-	objectProgPicketExec      = "picket_exec"
-	objectProgPicketExit      = "picket_exit"
-	objectProgPicketFork      = "picket_fork"
-	objectProgPicketSetSelf   = "picket_set_self"
-	objectProgPicketSignal    = "picket_signal"
-	objectProgPicketSysExit   = "picket_sys_exit"
-	objectProgPicketUring     = "picket_uring"
-	objectVarCalls            = "calls"
-	objectVarCgroupController = "cgroup_controller"
-	objectVarCgroupHierarchy  = "cgroup_hierarchy"
-	objectVarConfig           = "config"
-	objectVarDns              = "dns"
-	objectVarExitTellsLast    = "exit_tells_last"
-	objectVarLayouts          = "layouts"
-	objectVarRecipes          = "recipes"
-	objectVarSocketcalls      = "socketcalls"
-	objectVarUringGivesResult = "uring_gives_result"
+	objectMapAskers              = "askers"
+	objectMapAttempts            = "attempts"
+	objectMapCallScratch         = "call_scratch"
+	objectMapCgroupScratch       = "cgroup_scratch"
+	objectMapConnScratch         = "conn_scratch"
+	objectMapConnections         = "connections"
+	objectMapCounters            = "counters"
+	objectMapDnsRing             = "dns_ring"
+	objectMapExecScratch         = "exec_scratch"
+	objectMapExited              = "exited"
+	objectMapFileRing            = "file_ring"
+	objectMapFileScratch         = "file_scratch"
+	objectMapFlows               = "flows"
+	objectMapIssued              = "issued"
+	objectMapKernelRing          = "kernel_ring"
+	objectMapLedger              = "ledger"
+	objectMapNetworkRing         = "network_ring"
+	objectMapNoted               = "noted"
+	objectMapNothingNoted        = "nothing_noted"
+	objectMapPathScratch         = "path_scratch"
+	objectMapProcessRing         = "process_ring"
+	objectMapShares              = "shares"
+	objectMapThisCall            = "this_call"
+	objectMapWatches             = "watches"
+	objectProgPicketAttempt      = "picket_attempt"
+	objectProgPicketCgroup       = "picket_cgroup"
+	objectProgPicketCommitCreds  = "picket_commit_creds"
+	objectProgPicketDnsIn        = "picket_dns_in"
+	objectProgPicketDnsOut       = "picket_dns_out"
+	objectProgPicketExec         = "picket_exec"
+	objectProgPicketExit         = "picket_exit"
+	objectProgPicketFork         = "picket_fork"
+	objectProgPicketIoLinkat     = "picket_io_linkat"
+	objectProgPicketIoMkdirat    = "picket_io_mkdirat"
+	objectProgPicketIoRenameat   = "picket_io_renameat"
+	objectProgPicketIoSymlinkat  = "picket_io_symlinkat"
+	objectProgPicketIoUnlinkat   = "picket_io_unlinkat"
+	objectProgPicketPathChmod    = "picket_path_chmod"
+	objectProgPicketPathChown    = "picket_path_chown"
+	objectProgPicketPathLink     = "picket_path_link"
+	objectProgPicketPathMkdir    = "picket_path_mkdir"
+	objectProgPicketPathMknod    = "picket_path_mknod"
+	objectProgPicketPathRename   = "picket_path_rename"
+	objectProgPicketPathRmdir    = "picket_path_rmdir"
+	objectProgPicketPathSymlink  = "picket_path_symlink"
+	objectProgPicketPathTruncate = "picket_path_truncate"
+	objectProgPicketPathUnlink   = "picket_path_unlink"
+	objectProgPicketPathUtimes   = "picket_path_utimes"
+	objectProgPicketSetSelf      = "picket_set_self"
+	objectProgPicketSignal       = "picket_signal"
+	objectProgPicketSysExit      = "picket_sys_exit"
+	objectProgPicketUring        = "picket_uring"
+	objectProgPicketUringSubmit  = "picket_uring_submit"
+	objectVarCalls               = "calls"
+	objectVarCgroupController    = "cgroup_controller"
+	objectVarCgroupHierarchy     = "cgroup_hierarchy"
+	objectVarConfig              = "config"
+	objectVarDns                 = "dns"
+	objectVarEveryCommit         = "every_commit"
+	objectVarExitTellsLast       = "exit_tells_last"
+	objectVarLayouts             = "layouts"
+	objectVarNoting              = "noting"
+	objectVarRecipes             = "recipes"
+	objectVarSocketcalls         = "socketcalls"
+	objectVarUringGivesResult    = "uring_gives_result"
 )
 
 // loadObject returns the embedded CollectionSpec for object.
@@ -102,17 +125,35 @@ type objectSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectProgramSpecs struct {
-	PicketAttempt *ebpf.ProgramSpec `ebpf:"picket_attempt"`
-	PicketCgroup  *ebpf.ProgramSpec `ebpf:"picket_cgroup"`
-	PicketDnsIn   *ebpf.ProgramSpec `ebpf:"picket_dns_in"`
-	PicketDnsOut  *ebpf.ProgramSpec `ebpf:"picket_dns_out"`
-	PicketExec    *ebpf.ProgramSpec `ebpf:"picket_exec"`
-	PicketExit    *ebpf.ProgramSpec `ebpf:"picket_exit"`
-	PicketFork    *ebpf.ProgramSpec `ebpf:"picket_fork"`
-	PicketSetSelf *ebpf.ProgramSpec `ebpf:"picket_set_self"`
-	PicketSignal  *ebpf.ProgramSpec `ebpf:"picket_signal"`
-	PicketSysExit *ebpf.ProgramSpec `ebpf:"picket_sys_exit"`
-	PicketUring   *ebpf.ProgramSpec `ebpf:"picket_uring"`
+	PicketAttempt      *ebpf.ProgramSpec `ebpf:"picket_attempt"`
+	PicketCgroup       *ebpf.ProgramSpec `ebpf:"picket_cgroup"`
+	PicketCommitCreds  *ebpf.ProgramSpec `ebpf:"picket_commit_creds"`
+	PicketDnsIn        *ebpf.ProgramSpec `ebpf:"picket_dns_in"`
+	PicketDnsOut       *ebpf.ProgramSpec `ebpf:"picket_dns_out"`
+	PicketExec         *ebpf.ProgramSpec `ebpf:"picket_exec"`
+	PicketExit         *ebpf.ProgramSpec `ebpf:"picket_exit"`
+	PicketFork         *ebpf.ProgramSpec `ebpf:"picket_fork"`
+	PicketIoLinkat     *ebpf.ProgramSpec `ebpf:"picket_io_linkat"`
+	PicketIoMkdirat    *ebpf.ProgramSpec `ebpf:"picket_io_mkdirat"`
+	PicketIoRenameat   *ebpf.ProgramSpec `ebpf:"picket_io_renameat"`
+	PicketIoSymlinkat  *ebpf.ProgramSpec `ebpf:"picket_io_symlinkat"`
+	PicketIoUnlinkat   *ebpf.ProgramSpec `ebpf:"picket_io_unlinkat"`
+	PicketPathChmod    *ebpf.ProgramSpec `ebpf:"picket_path_chmod"`
+	PicketPathChown    *ebpf.ProgramSpec `ebpf:"picket_path_chown"`
+	PicketPathLink     *ebpf.ProgramSpec `ebpf:"picket_path_link"`
+	PicketPathMkdir    *ebpf.ProgramSpec `ebpf:"picket_path_mkdir"`
+	PicketPathMknod    *ebpf.ProgramSpec `ebpf:"picket_path_mknod"`
+	PicketPathRename   *ebpf.ProgramSpec `ebpf:"picket_path_rename"`
+	PicketPathRmdir    *ebpf.ProgramSpec `ebpf:"picket_path_rmdir"`
+	PicketPathSymlink  *ebpf.ProgramSpec `ebpf:"picket_path_symlink"`
+	PicketPathTruncate *ebpf.ProgramSpec `ebpf:"picket_path_truncate"`
+	PicketPathUnlink   *ebpf.ProgramSpec `ebpf:"picket_path_unlink"`
+	PicketPathUtimes   *ebpf.ProgramSpec `ebpf:"picket_path_utimes"`
+	PicketSetSelf      *ebpf.ProgramSpec `ebpf:"picket_set_self"`
+	PicketSignal       *ebpf.ProgramSpec `ebpf:"picket_signal"`
+	PicketSysExit      *ebpf.ProgramSpec `ebpf:"picket_sys_exit"`
+	PicketUring        *ebpf.ProgramSpec `ebpf:"picket_uring"`
+	PicketUringSubmit  *ebpf.ProgramSpec `ebpf:"picket_uring_submit"`
 }
 
 // objectMapSpecs contains maps before they are loaded into the kernel.
@@ -132,9 +173,12 @@ type objectMapSpecs struct {
 	FileRing      *ebpf.MapSpec `ebpf:"file_ring"`
 	FileScratch   *ebpf.MapSpec `ebpf:"file_scratch"`
 	Flows         *ebpf.MapSpec `ebpf:"flows"`
+	Issued        *ebpf.MapSpec `ebpf:"issued"`
 	KernelRing    *ebpf.MapSpec `ebpf:"kernel_ring"`
 	Ledger        *ebpf.MapSpec `ebpf:"ledger"`
 	NetworkRing   *ebpf.MapSpec `ebpf:"network_ring"`
+	Noted         *ebpf.MapSpec `ebpf:"noted"`
+	NothingNoted  *ebpf.MapSpec `ebpf:"nothing_noted"`
 	PathScratch   *ebpf.MapSpec `ebpf:"path_scratch"`
 	ProcessRing   *ebpf.MapSpec `ebpf:"process_ring"`
 	Shares        *ebpf.MapSpec `ebpf:"shares"`
@@ -151,8 +195,10 @@ type objectVariableSpecs struct {
 	CgroupHierarchy  *ebpf.VariableSpec `ebpf:"cgroup_hierarchy"`
 	Config           *ebpf.VariableSpec `ebpf:"config"`
 	Dns              *ebpf.VariableSpec `ebpf:"dns"`
+	EveryCommit      *ebpf.VariableSpec `ebpf:"every_commit"`
 	ExitTellsLast    *ebpf.VariableSpec `ebpf:"exit_tells_last"`
 	Layouts          *ebpf.VariableSpec `ebpf:"layouts"`
+	Noting           *ebpf.VariableSpec `ebpf:"noting"`
 	Recipes          *ebpf.VariableSpec `ebpf:"recipes"`
 	Socketcalls      *ebpf.VariableSpec `ebpf:"socketcalls"`
 	UringGivesResult *ebpf.VariableSpec `ebpf:"uring_gives_result"`
@@ -191,9 +237,12 @@ type objectMaps struct {
 	FileRing      *ebpf.Map `ebpf:"file_ring"`
 	FileScratch   *ebpf.Map `ebpf:"file_scratch"`
 	Flows         *ebpf.Map `ebpf:"flows"`
+	Issued        *ebpf.Map `ebpf:"issued"`
 	KernelRing    *ebpf.Map `ebpf:"kernel_ring"`
 	Ledger        *ebpf.Map `ebpf:"ledger"`
 	NetworkRing   *ebpf.Map `ebpf:"network_ring"`
+	Noted         *ebpf.Map `ebpf:"noted"`
+	NothingNoted  *ebpf.Map `ebpf:"nothing_noted"`
 	PathScratch   *ebpf.Map `ebpf:"path_scratch"`
 	ProcessRing   *ebpf.Map `ebpf:"process_ring"`
 	Shares        *ebpf.Map `ebpf:"shares"`
@@ -216,9 +265,12 @@ func (m *objectMaps) Close() error {
 		m.FileRing,
 		m.FileScratch,
 		m.Flows,
+		m.Issued,
 		m.KernelRing,
 		m.Ledger,
 		m.NetworkRing,
+		m.Noted,
+		m.NothingNoted,
 		m.PathScratch,
 		m.ProcessRing,
 		m.Shares,
@@ -236,8 +288,10 @@ type objectVariables struct {
 	CgroupHierarchy  *ebpf.Variable `ebpf:"cgroup_hierarchy"`
 	Config           *ebpf.Variable `ebpf:"config"`
 	Dns              *ebpf.Variable `ebpf:"dns"`
+	EveryCommit      *ebpf.Variable `ebpf:"every_commit"`
 	ExitTellsLast    *ebpf.Variable `ebpf:"exit_tells_last"`
 	Layouts          *ebpf.Variable `ebpf:"layouts"`
+	Noting           *ebpf.Variable `ebpf:"noting"`
 	Recipes          *ebpf.Variable `ebpf:"recipes"`
 	Socketcalls      *ebpf.Variable `ebpf:"socketcalls"`
 	UringGivesResult *ebpf.Variable `ebpf:"uring_gives_result"`
@@ -247,32 +301,68 @@ type objectVariables struct {
 //
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectPrograms struct {
-	PicketAttempt *ebpf.Program `ebpf:"picket_attempt"`
-	PicketCgroup  *ebpf.Program `ebpf:"picket_cgroup"`
-	PicketDnsIn   *ebpf.Program `ebpf:"picket_dns_in"`
-	PicketDnsOut  *ebpf.Program `ebpf:"picket_dns_out"`
-	PicketExec    *ebpf.Program `ebpf:"picket_exec"`
-	PicketExit    *ebpf.Program `ebpf:"picket_exit"`
-	PicketFork    *ebpf.Program `ebpf:"picket_fork"`
-	PicketSetSelf *ebpf.Program `ebpf:"picket_set_self"`
-	PicketSignal  *ebpf.Program `ebpf:"picket_signal"`
-	PicketSysExit *ebpf.Program `ebpf:"picket_sys_exit"`
-	PicketUring   *ebpf.Program `ebpf:"picket_uring"`
+	PicketAttempt      *ebpf.Program `ebpf:"picket_attempt"`
+	PicketCgroup       *ebpf.Program `ebpf:"picket_cgroup"`
+	PicketCommitCreds  *ebpf.Program `ebpf:"picket_commit_creds"`
+	PicketDnsIn        *ebpf.Program `ebpf:"picket_dns_in"`
+	PicketDnsOut       *ebpf.Program `ebpf:"picket_dns_out"`
+	PicketExec         *ebpf.Program `ebpf:"picket_exec"`
+	PicketExit         *ebpf.Program `ebpf:"picket_exit"`
+	PicketFork         *ebpf.Program `ebpf:"picket_fork"`
+	PicketIoLinkat     *ebpf.Program `ebpf:"picket_io_linkat"`
+	PicketIoMkdirat    *ebpf.Program `ebpf:"picket_io_mkdirat"`
+	PicketIoRenameat   *ebpf.Program `ebpf:"picket_io_renameat"`
+	PicketIoSymlinkat  *ebpf.Program `ebpf:"picket_io_symlinkat"`
+	PicketIoUnlinkat   *ebpf.Program `ebpf:"picket_io_unlinkat"`
+	PicketPathChmod    *ebpf.Program `ebpf:"picket_path_chmod"`
+	PicketPathChown    *ebpf.Program `ebpf:"picket_path_chown"`
+	PicketPathLink     *ebpf.Program `ebpf:"picket_path_link"`
+	PicketPathMkdir    *ebpf.Program `ebpf:"picket_path_mkdir"`
+	PicketPathMknod    *ebpf.Program `ebpf:"picket_path_mknod"`
+	PicketPathRename   *ebpf.Program `ebpf:"picket_path_rename"`
+	PicketPathRmdir    *ebpf.Program `ebpf:"picket_path_rmdir"`
+	PicketPathSymlink  *ebpf.Program `ebpf:"picket_path_symlink"`
+	PicketPathTruncate *ebpf.Program `ebpf:"picket_path_truncate"`
+	PicketPathUnlink   *ebpf.Program `ebpf:"picket_path_unlink"`
+	PicketPathUtimes   *ebpf.Program `ebpf:"picket_path_utimes"`
+	PicketSetSelf      *ebpf.Program `ebpf:"picket_set_self"`
+	PicketSignal       *ebpf.Program `ebpf:"picket_signal"`
+	PicketSysExit      *ebpf.Program `ebpf:"picket_sys_exit"`
+	PicketUring        *ebpf.Program `ebpf:"picket_uring"`
+	PicketUringSubmit  *ebpf.Program `ebpf:"picket_uring_submit"`
 }
 
 func (p *objectPrograms) Close() error {
 	return _ObjectClose(
 		p.PicketAttempt,
 		p.PicketCgroup,
+		p.PicketCommitCreds,
 		p.PicketDnsIn,
 		p.PicketDnsOut,
 		p.PicketExec,
 		p.PicketExit,
 		p.PicketFork,
+		p.PicketIoLinkat,
+		p.PicketIoMkdirat,
+		p.PicketIoRenameat,
+		p.PicketIoSymlinkat,
+		p.PicketIoUnlinkat,
+		p.PicketPathChmod,
+		p.PicketPathChown,
+		p.PicketPathLink,
+		p.PicketPathMkdir,
+		p.PicketPathMknod,
+		p.PicketPathRename,
+		p.PicketPathRmdir,
+		p.PicketPathSymlink,
+		p.PicketPathTruncate,
+		p.PicketPathUnlink,
+		p.PicketPathUtimes,
 		p.PicketSetSelf,
 		p.PicketSignal,
 		p.PicketSysExit,
 		p.PicketUring,
+		p.PicketUringSubmit,
 	)
 }
 

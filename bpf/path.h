@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Class file: what changes names, attributes and sizes of files, at the end of the system call, whether it succeeded
- * or not. Where each call has what is told of it is in lib/recipe.h.
+ * or not. Where each call has what is told of it is in lib/recipe.h; what the kernel made of its paths, in hooks.h.
  */
 #pragma once
 
+#include "hooks.h"
 #include "lib/maps.h"
 #include "lib/recipe.h"
 #include "lib/task.h"
@@ -24,7 +25,6 @@ struct {
 } path_scratch SEC(".maps");
 
 #define AT_REMOVEDIR 0x200
-#define UTIME_SPECIAL 0x3ffffffe /* UTIME_OMIT; UTIME_NOW is one more */
 
 /* The modification time that a call sets, in nanoseconds since 1970; NO_NUMBER: now, or it could not be read. */
 static __always_inline __u64 read_time(const struct recipe *r, const struct syscall *sc, struct counters *c)
@@ -54,6 +54,7 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 	struct path_scratch *s;
 	struct path_event *e;
 	struct inode *inode;
+	bool known;
 
 	s = bpf_map_lookup_elem(&path_scratch, &zero);
 	if (!c || !s || call >= NUM_CALLS)
@@ -64,11 +65,26 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 	e->h.action = r->action;
 	e->new_mode = e->new_uid = e->new_gid = NOT_CHANGED;
 	e->number = NO_NUMBER;
+	if (call == CALL_UNLINKAT && argument(sc, 3) & AT_REMOVEDIR)
+		e->h.action = ACTION_RMDIR;
+	no_name(&s->path);
 	no_name(&s->target);
+	e->call = call;
+	if (sc->flags & HEADER_IO_URING) {
+		known = true;
+		if (!take_noted(sc->args[RING_REQUEST], &s->path, &s->target, e, 0)) {
+			/* There was no room for its names, which is counted. */
+			s->path.flags = PATH_FAULT;
+			s->target.flags = r->target ? PATH_FAULT : 0;
+		}
+	} else {
+		known = !r->fd && take_noted(task->pid, &s->path, &s->target, e, argument(sc, r->path));
+	}
 	fd = argument(sc, r->fd ? r->fd : 1);
 	/* utimensat and futimesat without a path: of the descriptor itself */
 	if (r->fd || (r->times && r->dir && !argument(sc, r->path))) {
-		inode = walk_file(&s->path, task, fd);
+		inode = walk_file(&s->path, task,
+				  sc->flags & HEADER_IO_URING ? (struct file *)sc->args[RING_FILE] : open_file(task, fd));
 		if (inode) {
 			if (call == CALL_FTRUNCATE && !BPF_CORE_READ(inode, i_nlink)) {
 				/* memory of its own, or a file already deleted: no one else's view of files changes */
@@ -81,10 +97,10 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 			e->uid = BPF_CORE_READ(inode, i_uid.val);
 			e->gid = BPF_CORE_READ(inode, i_gid.val);
 		}
-	} else {
+	} else if (!known) {
 		read_named(&s->path, task, (const char *)argument(sc, r->path), directory(sc, r->dir));
 	}
-	if (r->target)
+	if (r->target && !known)
 		read_named(&s->target, task, (const char *)argument(sc, r->target),
 			   directory(sc, r->target_dir));
 	if (r->mode)
@@ -95,17 +111,14 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 	}
 	if (r->length)
 		e->number = argument(sc, r->length);
-	if (r->times)
+	if (r->times && !known)
 		e->number = read_time(r, sc, c);
-	if (call == CALL_UNLINKAT && argument(sc, 3) & AT_REMOVEDIR)
-		e->h.action = ACTION_RMDIR;
 
 	if (crowded_out(&file_ring, CLASS_FILE, c, cgroup_of(task), 1))
 		return 0;
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;
 	e->h.flags |= sc->flags;
-	e->call = call;
 	e->result = sc->ret;
 	e->path_flags = s->path.flags | s->path.base.flags;
 	e->target_flags = s->target.flags | s->target.base.flags;

@@ -19,17 +19,12 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #include "network.h"
 #include "path.h"
 #include "kernel.h"
+#include "creds.h"
+#include "uring.h"
 
 /* fcntl.h */
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct syscall);
-} this_call SEC(".maps");
 
 /* 32-bit x86: which socket call it is (linux/net.h), and how many arguments it has. */
 const struct {
@@ -104,9 +99,9 @@ int picket_sys_exit(__u64 *ctx)
 	case CALL_SOCKET:
 		return on_socket(task, sc);
 	case CALL_BIND:
-		return on_bind(task, sc);
+		return on_bind(task, sc, open_file(task, sc->args[0]));
 	case CALL_LISTEN:
-		return on_listen(task, sc);
+		return on_listen(task, sc, open_file(task, sc->args[0]));
 	case CALL_CONNECT:
 		return on_connect(task, sc, open_file(task, sc->args[0]));
 	case CALL_ACCEPT:
@@ -114,11 +109,11 @@ int picket_sys_exit(__u64 *ctx)
 		return sc->ret < 0 ? 0 : on_accept(task, sc);
 	case CALL_SENDTO: /* what send(2) is: most have no address */
 		name = (void *)sc->args[4];
-		return name ? on_send(task, sc, name) : 0;
+		return name ? on_send(task, sc, open_file(task, sc->args[0]), name) : 0;
 	case CALL_SENDMSG:
 	case CALL_SENDMMSG: /* of several messages the first */
 		name = message_name((void *)sc->args[1], sc->flags & HEADER_COMPAT);
-		return name ? on_send(task, sc, name) : 0;
+		return name ? on_send(task, sc, open_file(task, sc->args[0]), name) : 0;
 	case CALL_FCNTL:
 		if (sc->args[1] != F_DUPFD && sc->args[1] != F_DUPFD_CLOEXEC)
 			return 0;
@@ -135,20 +130,12 @@ int picket_sys_exit(__u64 *ctx)
 	return 0;
 }
 
-/* linux/io_uring.h */
-enum io_uring_operation {
-	IORING_OP_ACCEPT = 13,
-	IORING_OP_CONNECT = 16,
-	IORING_OP_OPENAT = 18,
-	IORING_OP_OPENAT2 = 28,
-};
-
 /* Set by Load: the tracepoint gives the result itself (until 6.14), or the completion that holds it. */
 const volatile bool uring_gives_result = false;
 
 /*
- * What was asked for through an io_uring, when it is done: an open, a connect or an accept is told like the system
- * call. It runs in the process that asked, or in a kernel thread of it, with the same files and memory.
+ * What was asked for through an io_uring, when it is done: it is told like the system call. Names of files are
+ * known since its submission (uring.h). It runs in the process that asked, or in a kernel thread of it, with the same files and memory.
  */
 SEC("tp_btf/io_uring_complete")
 int picket_uring(__u64 *ctx)
@@ -159,7 +146,8 @@ int picket_uring(__u64 *ctx)
 	struct io_connect *connect;
 	struct io_open *open;
 	struct syscall *sc;
-	__u32 zero = 0;
+	__u32 zero = 0, opcode;
+	const void *name;
 	int res;
 
 	if (!req || config.stopped || is_self(task))
@@ -174,7 +162,8 @@ int picket_uring(__u64 *ctx)
 	sc->ret = res;
 	sc->flags = HEADER_IO_URING;
 	/* What an operation is given is at the request's beginning, in the place of struct io_cmd_data. */
-	switch (BPF_CORE_READ(req, opcode)) {
+	opcode = BPF_CORE_READ(req, opcode);
+	switch (opcode) {
 	case IORING_OP_OPENAT:
 	case IORING_OP_OPENAT2:
 		open = (void *)req;
@@ -194,8 +183,39 @@ int picket_uring(__u64 *ctx)
 	case IORING_OP_ACCEPT:
 		sc->call = CALL_ACCEPT4;
 		return res < 0 || !wanted(CALL_ACCEPT4) ? 0 : on_accept(task, sc);
+	case IORING_OP_SOCKET:
+		sc->call = CALL_SOCKET;
+		sc->args[0] = BPF_CORE_READ((struct io_socket *)req, domain);
+		sc->args[1] = BPF_CORE_READ((struct io_socket *)req, type);
+		sc->args[2] = BPF_CORE_READ((struct io_socket *)req, protocol);
+		return wanted(CALL_SOCKET) ? on_socket(task, sc) : 0;
+	case IORING_OP_BIND:
+		if (!bpf_core_type_exists(struct io_bind))
+			return 0;
+		sc->call = CALL_BIND;
+		sc->args[0] = -1;
+		sc->args[1] = 0;
+		return wanted(CALL_BIND) ? on_bind(task, sc, BPF_CORE_READ((struct io_bind *)req, file)) : 0;
+	case IORING_OP_LISTEN:
+		if (!bpf_core_type_exists(struct io_listen))
+			return 0;
+		sc->call = CALL_LISTEN;
+		sc->args[0] = -1;
+		sc->args[1] = BPF_CORE_READ((struct io_listen *)req, backlog);
+		return wanted(CALL_LISTEN) ? on_listen(task, sc, BPF_CORE_READ((struct io_listen *)req, file)) : 0;
+	case IORING_OP_SENDMSG:
+	case IORING_OP_SENDMSG_ZC:
+		sc->call = CALL_SENDMSG;
+		sc->args[0] = -1;
+		if (!wanted(CALL_SENDMSG))
+			return 0;
+		name = message_name(BPF_CORE_READ((struct io_sr_msg *)req, umsg), false);
+		return name ? on_send(task, sc, BPF_CORE_READ((struct io_sr_msg *)req, file), name) : 0;
 	}
-	return 0;
+	if (!noting)
+		return 0;
+	fill_change(sc, req, opcode);
+	return sc->call != CALL_NONE && wanted(sc->call) ? on_change(task, sc) : 0;
 }
 
 /* Not attached: the sensor runs it once, so that the kernel itself says who the sensor is. */

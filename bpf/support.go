@@ -86,6 +86,12 @@ type offers struct {
 	// Programs can be attached to cgroup2; if not, why.
 	dns   bool
 	noDNS string
+	// The tracepoint at the submission of a request, by its name of this kernel; "": there is none.
+	uringSubmit string
+	// Tests only: every change of credentials is told.
+	everyCommit bool
+	// Programs of hooks.h and creds.h that the kernel lets run.
+	hooks []string
 }
 
 func probe(types *btf.Spec) (o offers, err error) {
@@ -94,6 +100,7 @@ func probe(types *btf.Spec) (o offers, err error) {
 		return o, err
 	}
 	o.exitTellsLast = len(exit.Params) >= 3
+	o.hooks = probeHooks(types)
 	complete, err := tracepoint(types, "io_uring_complete")
 	if errors.Is(err, btf.ErrNotFound) {
 		return o, nil // the kernel was built without io_uring
@@ -103,6 +110,16 @@ func probe(types *btf.Spec) (o offers, err error) {
 	}
 	// (void *, ctx, req, cqe), or (void *, ctx, req, user_data, res, …)
 	o.uring, o.uringGivesResult = true, len(complete.Params) > 4
+	for _, name := range []string{"io_uring_submit_req", "io_uring_submit_sqe"} { // its name now, and before
+		_, err := tracepoint(types, name)
+		if err == nil {
+			o.uringSubmit = name
+			break
+		}
+		if !errors.Is(err, btf.ErrNotFound) {
+			return o, err
+		}
+	}
 	return o, nil
 }
 

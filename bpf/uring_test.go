@@ -55,16 +55,28 @@ type sqe struct {
 	fd            int32
 	off, addr     uint64
 	len, opFlags  uint32
-	_             [4]uint64
+	_             [2]uint64
+	addr3         uint64
+	_             uint64
+}
+
+// submit submits an operation and does not wait for it.
+func (u *uring) submit(op sqe) error { return u.enter(op, 0) }
+
+func (u *uring) enter(op sqe, wait uintptr) error {
+	*(*sqe)(unsafe.Pointer(&u.sqes[0])) = op
+	*at32(u.sq, uint32(u.sqArray)+4*(*u.sqTail&3)) = 0
+	atomic.AddUint32(u.sqTail, 1)
+	if _, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(u.fd), 1, wait, wait /* IORING_ENTER_GETEVENTS */, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // do submits an operation and waits for its result.
 func (u *uring) do(op sqe) (int32, error) {
-	*(*sqe)(unsafe.Pointer(&u.sqes[0])) = op
-	*at32(u.sq, uint32(u.sqArray)+4*(*u.sqTail&3)) = 0
-	atomic.AddUint32(u.sqTail, 1)
-	if _, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(u.fd), 1, 1, 1 /* IORING_ENTER_GETEVENTS */, 0, 0); errno != 0 {
-		return 0, errno
+	if err := u.enter(op, 1); err != nil {
+		return 0, err
 	}
 	head := *u.cqHead
 	if atomic.LoadUint32(u.cqTail) == head {
@@ -112,16 +124,24 @@ func init() {
 	}
 }
 
+// needURing skips the test where the kernel has no io_uring; it fails where it has one that is not seen.
+func needURing(t *testing.T, k *Kernel) {
+	t.Helper()
+	missing := k.Unseen()
+	if len(missing) == 0 {
+		return
+	}
+	if u, err := newURing(); err == nil {
+		unix.Close(u.fd)
+		t.Fatalf("the kernel has io_uring, and the sensor does not see %v", missing)
+	}
+	t.Skipf("SKIPPED (needs io_uring, which this kernel has not): %v", missing)
+}
+
 // TestURing: an open and a connect through an io_uring are events like any other.
 func TestURing(t *testing.T) {
 	c := sensor(t)
-	if missing := c.k.Unseen(); len(missing) > 0 {
-		if u, err := newURing(); err == nil {
-			unix.Close(u.fd)
-			t.Fatalf("the kernel has io_uring, and the sensor does not see %v", missing)
-		}
-		t.Skipf("SKIPPED (needs io_uring, which this kernel has not): %v", missing)
-	}
+	needURing(t, c.k)
 	dir := t.TempDir()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {

@@ -91,6 +91,13 @@ const (
 	LossSourceGap = "source_gap"
 )
 
+// CounterOffers and CounterLacks begin the names of a sensor's counters, each 1, of what the node's kernel has, and
+// lacks, of that which not every kernel has.
+const (
+	CounterOffers = "kernel_offers_"
+	CounterLacks  = "kernel_lacks_"
+)
+
 // LossReasons lists every loss reason.
 func LossReasons() []string {
 	return []string{LossRingFull, LossRateLimited, LossRingEmptied, LossSensorRestart, LossDecode, LossSpoolFull, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap}

@@ -77,4 +77,5 @@ var systemCalls = []Call{
 	{"rt_sigqueueinfo", "signal", []string{"pid", "sig"}},
 	{"rt_tgsigqueueinfo", "signal", []string{"pid", "sig"}},
 	{"pidfd_send_signal", "signal", []string{"pid", "sig"}},
+	{"commit_creds", "commit_creds", []string{"euid", "cap_permitted", "cap_effective"}},
 }

@@ -34,8 +34,8 @@ var groups = []struct {
 		memfd_create memfd_secret userfaultfd io_uring_setup add_key request_key keyctl prctl seccomp personality
 		kexec_load kexec_file_load swapon swapoff settimeofday clock_settime sethostname setdomainname
 		quotactl quotactl_fd mmap mprotect pkey_mprotect acct iopl ioperm syslog`},
-	// Other programs tell of these; sys_exit leaves them alone.
-	{"other", "close fork vfork clone clone3 execve execveat kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal"},
+	// Other programs tell of these; sys_exit leaves them alone. The last is a function of the kernel.
+	{"other", "close fork vfork clone clone3 execve execveat kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal commit_creds"},
 }
 
 // aliases are names that a call has on 32-bit machines beside its own.

@@ -132,7 +132,8 @@ enum call {
 	CALL_RT_SIGQUEUEINFO = 126,
 	CALL_RT_TGSIGQUEUEINFO = 127,
 	CALL_PIDFD_SEND_SIGNAL = 128,
-	NUM_CALLS = 129,
+	CALL_COMMIT_CREDS = 129,
+	NUM_CALLS = 130,
 };
 
 #define OPEN_FIRST_CALL CALL_OPEN
@@ -144,7 +145,7 @@ enum call {
 #define KERNEL_FIRST_CALL CALL_SETUID
 #define KERNEL_LAST_CALL CALL_SYSLOG
 #define OTHER_FIRST_CALL CALL_CLOSE
-#define OTHER_LAST_CALL CALL_PIDFD_SEND_SIGNAL
+#define OTHER_LAST_CALL CALL_COMMIT_CREDS
 
 /*
  * What the program on sys_exit looks up first: by number, the 64-bit call in the low byte and the 32-bit call in the

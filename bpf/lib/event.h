@@ -237,8 +237,8 @@ struct open_event {
  * A change of a name or of attributes, whether it succeeded or not. path is what is changed or made; target
  * of a rename the new path, of a link the file that gets the name, of a symlink the text it holds, of an extended
  * attribute its name. Each is a text
- * and, where that is relative, its base: the directory it starts from. A file named by a descriptor has a
- * base alone.
+ * and, where that is relative, its base: the directory it starts from. A file named by a descriptor, and a
+ * path that was taken at a hook, has a base alone.
  */
 struct path_event {
 	struct header h;

@@ -82,6 +82,7 @@ enum {
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define UNIX_PATH 108 /* sizeof(sockaddr_un.sun_path) */
+#define PF_IO_WORKER 0x00000010
 #define PF_KTHREAD 0x00200000
 #define SIGNAL_GROUP_EXIT 0x00000004
 #define FMODE_READ 0x1
@@ -398,8 +399,79 @@ struct io_uring_cqe {
 	__s32 res;
 };
 
+struct io_cqe {
+	int fd; /* until the request is done */
+};
+
 struct io_kiocb {
+	struct io_cqe cqe;
 	__u8 opcode;
+	__u32 flags; /* 64 bits since 6.9: the lower ones are the same */
+};
+
+struct filename {
+	const char *name; /* the kernel's copy */
+};
+
+struct io_rename {
+	int old_dfd;
+	int new_dfd;
+	struct filename *oldpath;
+	struct filename *newpath;
+};
+
+struct io_unlink {
+	int dfd;
+	int flags;
+	struct filename *filename;
+};
+
+struct io_mkdir {
+	int dfd;
+	__u16 mode;
+	struct filename *filename;
+};
+
+struct io_link { /* and symlink */
+	int old_dfd;
+	int new_dfd;
+	struct filename *oldpath;
+	struct filename *newpath;
+};
+
+struct kernel_xattr_ctx { /* struct xattr_ctx before 6.13 */
+	void *kname; /* the kernel's copy */
+};
+
+struct io_xattr {
+	struct file *file;
+	struct kernel_xattr_ctx ctx;
+	struct filename *filename;
+};
+
+struct io_ftrunc {
+	struct file *file;
+	__s64 len;
+};
+
+struct io_socket {
+	int domain;
+	int type;
+	int protocol;
+};
+
+struct io_sr_msg {
+	struct file *file;
+	void *umsg; /* in a union without a name: a message header in the caller's memory */
+};
+
+struct io_bind {
+	struct file *file;
+};
+
+struct io_listen {
+	struct file *file;
+	int backlog;
 };
 
 struct open_how {

@@ -20,7 +20,7 @@ enum error_kind {
 	ERROR_FILENAME = 2, /* the name given to execve was not readable */
 	ERROR_FD = 3, /* another thread closed the descriptor first: no event */
 	ERROR_USER_ADDRESS = 4, /* socket address or socketcall arguments were not readable */
-	ERROR_STORAGE = 5, /* no memory, or no room, to remember a connection or a flow */
+	ERROR_STORAGE = 5, /* no memory, or no room, to remember a connection, a flow or a path */
 	ERROR_ASKER = 6, /* a DNS message of a socket whose first question was not seen: no event */
 	ERROR_STREAM = 7, /* a DNS stream over TCP that cannot be followed: no events from then on */
 	ERROR_CGROUP = 8, /* no room to tell of a new control group */

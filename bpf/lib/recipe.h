@@ -123,21 +123,12 @@ static __always_inline void no_name(struct named *n)
 	n->base.flags = n->flags = n->text_len = 0;
 }
 
-/* Reads the text at user, and walks to the directory fd where that is what it is relative to. */
-static __noinline void read_named(struct named *n, struct task_struct *task, const char *user, int fd)
+/* Walks to the directory fd where that is what the text is relative to. */
+static __noinline void start_from(struct named *n, struct task_struct *task, int fd)
 {
 	struct fs_struct *fs;
 	struct file *file;
-	long len;
 
-	no_name(n);
-	n->flags = PATH_USER;
-	len = bpf_probe_read_user_str(n->text, sizeof(n->text), user);
-	if (len < 1) {
-		n->flags |= PATH_FAULT;
-		return;
-	}
-	n->text_len = (len - 1) & (MAX_PATH - 1); /* without the NUL; the mask is for the verifier */
 	if (n->text[0] == '/' || fd == NO_DIRECTORY)
 		return;
 	if (fd == AT_FDCWD) {
@@ -151,6 +142,22 @@ static __noinline void read_named(struct named *n, struct task_struct *task, con
 		walk_path(&n->base, BPF_CORE_READ(file, f_path.mnt), BPF_CORE_READ(file, f_path.dentry), task);
 	else
 		n->flags |= PATH_FAULT;
+}
+
+/* Reads the text at user, and what it is relative to. */
+static __noinline void read_named(struct named *n, struct task_struct *task, const char *user, int fd)
+{
+	long len;
+
+	no_name(n);
+	n->flags = PATH_USER;
+	len = bpf_probe_read_user_str(n->text, sizeof(n->text), user);
+	if (len < 1) {
+		n->flags |= PATH_FAULT;
+		return;
+	}
+	n->text_len = (len - 1) & (MAX_PATH - 1); /* without the NUL; the mask is for the verifier */
+	start_from(n, task, fd);
 }
 
 /* The lengths of the strings of two names, bounded for the verifier, and how many bytes they take together. */
@@ -188,11 +195,9 @@ static __always_inline int directory(const struct syscall *sc, __u32 dir)
 	return dir ? (int)argument(sc, dir) : AT_FDCWD;
 }
 
-/* The file behind a descriptor, all of which is known to the kernel; NULL when it is gone. */
-static __noinline struct inode *walk_file(struct named *n, struct task_struct *task, __u32 fd)
+/* An open file, all of which is known to the kernel; NULL when it is gone. */
+static __noinline struct inode *walk_file(struct named *n, struct task_struct *task, struct file *file)
 {
-	struct file *file = open_file(task, fd);
-
 	no_name(n);
 	if (!file) {
 		n->flags = PATH_FAULT;

@@ -75,6 +75,18 @@ struct syscall {
 	__u32 flags; /* enum header_flag: HEADER_COMPAT, HEADER_IO_URING */
 };
 
+/* One per CPU is enough: the programs that use it run one after the other. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct syscall);
+} this_call SEC(".maps");
+
+/* With HEADER_IO_URING, where no call has arguments: the address of the request, and its file if it names one. */
+#define RING_REQUEST 6
+#define RING_FILE 7
+
 /* Argument n, counted from 1. */
 static __always_inline __u64 argument(const struct syscall *sc, __u32 n)
 {

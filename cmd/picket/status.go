@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -148,6 +149,28 @@ func events(cmd *cobra.Command, s store.Config, since time.Duration, out io.Writ
 		return err
 	}
 	fmt.Fprintln(out)
+
+	// Of each node's last sensor, whenever that began.
+	rows, err = queryRows(cmd, s, fmt.Sprintf(`SELECT node,
+		arrayStringConcat(arraySort(groupUniqArrayIf(substring(health_reason, %d), startsWith(health_reason, '%[2]s'))), ' '),
+		arrayStringConcat(arraySort(groupUniqArrayIf(substring(health_reason, %[3]d), startsWith(health_reason, '%[4]s'))), ' ')
+		FROM %[5]s.%[6]s WHERE health_service = 'sensor' AND action = 'counters' AND health_run_id IN
+			(SELECT argMax(health_run_id, time) FROM %[5]s.%[6]s WHERE health_service = 'sensor' GROUP BY node)
+		GROUP BY node ORDER BY node`, len(schemas.CounterOffers)+1, schemas.CounterOffers, len(schemas.CounterLacks)+1, schemas.CounterLacks,
+		schemas.Database, schemas.Health.Table()))
+	if err != nil {
+		return err
+	}
+	if len(rows) > 0 {
+		t = newTable(out, "NODE", "KERNEL LACKS", "KERNEL OFFERS")
+		for _, r := range rows {
+			t.row(r[0], cmp.Or(r[2], "nothing"), r[1])
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
+		fmt.Fprintln(out)
+	}
 
 	rows, err = queryRows(cmd, s, fmt.Sprintf(`SELECT node, health_service, health_class, health_reason, sum(health_count),
 		formatDateTime(min(time), '%%Y-%%m-%%d %%H:%%i:%%S'), formatDateTime(max(time), '%%Y-%%m-%%d %%H:%%i:%%S')

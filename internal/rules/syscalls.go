@@ -8,12 +8,13 @@ import (
 )
 
 // syscallNames are the values that evt.type may be compared with: the system
-// calls of Linux, the events that Falco names beside them, and Picket's own (dns).
+// calls of Linux, the events that Falco names beside them, and Picket's own: dns and
+// commit_creds.
 var syscallNames = strings.Fields(`
 _llseek _sysctl accept accept4 access acct add_key adjtimex afs_syscall alarm arch_prctl asyncevent bind bpf
 brk capget capset chdir chmod chown chroot clock_adjtime clock_adjtime64 clock_getres clock_getres_time64
 clock_gettime clock_gettime64 clock_nanosleep clock_nanosleep_time64 clock_settime clock_settime64 clone
-clone3 close close_range connect container copy_file_range cpu_hotplug creat create_module delete_module dns drop
+clone3 close close_range commit_creds connect container copy_file_range cpu_hotplug creat create_module delete_module dns drop
 dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait
 epoll_wait_old eventfd eventfd2 execve execveat exit exit_group faccessat faccessat2 fadvise64 fadvise64_64
 fallocate fanotify_init fanotify_mark fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fcntl64 fdatasync

@@ -132,6 +132,7 @@ var at = map[string]map[string]int{
 	"mmap": {"addr": 0, "length": 1, "prot": 2, "flags": 3}, "mprotect": {"addr": 0, "length": 1, "prot": 2}, "pkey_mprotect": {"addr": 0, "length": 1, "prot": 2},
 	"iopl": {"level": 0}, "ioperm": {"from": 0, "num": 1, "turn_on": 2}, "syslog": {"type": 0},
 	"kill": {"sig": 0}, "tkill": {"sig": 0}, "tgkill": {"sig": 0}, "rt_sigqueueinfo": {"sig": 0}, "rt_tgsigqueueinfo": {"sig": 0}, "pidfd_send_signal": {"sig": 0},
+	"commit_creds": {"euid": 0},
 }
 
 // value tells one argument; "" where there is nothing to tell.

@@ -256,6 +256,14 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	for _, what := range s.kernel.Unseen() {
 		log.Warn("not seen on this kernel", "what", what)
 	}
+	has, lacks := s.kernel.Offers()
+	for _, name := range has {
+		s.health.Count("", schemas.CounterOffers+name, 1)
+	}
+	for _, name := range lacks {
+		s.health.Count("", schemas.CounterLacks+name, 1)
+	}
+	log.Info("the kernel, beside what every kernel has", "offers", has, "lacks", lacks)
 	log.Info("watching", "cluster", cfg.Cluster, "node", cfg.Node, "resumed", s.kernel.Resumed(), "processes", n)
 	return s, nil
 }

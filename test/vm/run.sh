@@ -13,8 +13,8 @@ series=(6.1 6.12 5.10)
 modules=(fs/overlayfs/overlay)
 # What takes minutes without KVM and does not differ between kernels: millions of events, hundreds of restarts.
 slow='TestStorm TestTakeoverAgain'
-# Seconds for the tests of one kernel. All run at once, so this and 30 bounds the whole.
-limit=200
+# Seconds for the tests of one kernel, which load the programs some hundred times. All run at once, so this and 30 bounds the whole.
+limit=480
 
 cache="${PICKET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/picket}/kernels"
 pattern=${1:-.}
