@@ -86,7 +86,7 @@ func TestCheck(t *testing.T) {
 		}
 		c.account.Seen["file"], c.account.Published["file"] = tt.seen, c.account.Delivered["file"]
 		if tt.lost > 0 {
-			c.account.Lost["file"], c.account.Reasons[schemas.LossSensorRestart] = tt.lost, tt.lost
+			c.account.Lost["file"], c.account.Reasons[rig.Reason{Class: "file", Reason: schemas.LossSensorRestart}] = tt.lost, tt.lost
 		}
 		if err := c.verdict(tt.crash); (err == nil) != tt.fine {
 			t.Errorf("%s: %v", tt.name, err)
