@@ -193,8 +193,11 @@ func run(ctx context.Context, o options, w io.Writer) (err error) {
 	if err := c.verdict(o.crash); err != nil {
 		return err
 	}
+	for r, n := range c.account.Reasons {
+		fmt.Fprintf(w, "lost and counted: %d events of class %s, %s\n", n, r.Class, r.Reason)
+	}
 	if o.crash {
-		fmt.Fprintf(w, "lost with the killed sensor: %d events, all counted (sensor_restart); %d of them numbered\n", c.account.Losses(), c.missing)
+		fmt.Fprintf(w, "of the numbered events %d were lost with the killed sensor\n", c.missing)
 	}
 	fmt.Fprintf(w, "every other numbered event arrived once; batches in order of their number, events in order of their sequence on each CPU, %d event ids all different; kernel_seen = delivered + lost in each class\n", c.rows)
 	return nil

@@ -15,14 +15,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// What `go run ./test/outage` does for ten minutes, for four seconds, and again with the
+// What `go run ./test/outage` does for ten minutes, for three seconds, and again with the
 // sensor killed in the middle.
 func TestOutage(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED (needs root): the spool was not tried with the live kernel's events")
 	}
 	for _, crash := range []bool{false, true} {
-		if err := run(t.Context(), options{rate: 5000, lead: 500 * time.Millisecond, outage: 4 * time.Second, crash: crash}, t.Output()); err != nil {
+		if err := run(t.Context(), options{rate: 5000, lead: 500 * time.Millisecond, outage: 3 * time.Second, crash: crash}, t.Output()); err != nil {
 			t.Errorf("crash %v: %v", crash, err)
 		}
 	}
@@ -86,7 +86,7 @@ func TestCheck(t *testing.T) {
 		}
 		c.account.Seen["file"], c.account.Published["file"] = tt.seen, c.account.Delivered["file"]
 		if tt.lost > 0 {
-			c.account.Lost["file"], c.account.Reasons[schemas.LossSensorRestart] = tt.lost, tt.lost
+			c.account.Lost["file"], c.account.Reasons[rig.Reason{Class: "file", Reason: schemas.LossSensorRestart}] = tt.lost, tt.lost
 		}
 		if err := c.verdict(tt.crash); (err == nil) != tt.fine {
 			t.Errorf("%s: %v", tt.name, err)

@@ -18,13 +18,16 @@ import (
 type Account struct {
 	Seen, Published, Delivered, Lost map[string]uint64
 
-	Reasons map[string]uint64 // why events were lost, of all classes
+	Reasons map[Reason]uint64 // why events were lost
 	Missed  uint64            // runs of a program that the kernel left out
 }
 
+// Reason is a class and why events of it were lost.
+type Reason struct{ Class, Reason string }
+
 // NewAccount returns an empty account.
 func NewAccount() *Account {
-	return &Account{Seen: map[string]uint64{}, Published: map[string]uint64{}, Delivered: map[string]uint64{}, Lost: map[string]uint64{}, Reasons: map[string]uint64{}}
+	return &Account{Seen: map[string]uint64{}, Published: map[string]uint64{}, Delivered: map[string]uint64{}, Lost: map[string]uint64{}, Reasons: map[Reason]uint64{}}
 }
 
 // Check fails when an event is neither in JetStream nor counted as lost.
@@ -59,7 +62,7 @@ func (a *Account) Read(report *batch.Batch) {
 		if report.Str(schemas.Action, row) == "loss" {
 			n := report.Uint(schemas.HealthCount, row) // since the report before
 			a.Lost[class] += n
-			a.Reasons[reason] += n
+			a.Reasons[Reason{class, reason}] += n
 			continue
 		}
 		switch reason {

@@ -85,8 +85,8 @@ const (
 	maxProcs      = 1 << 17
 	keepExited    = 30 * 1e9 // ns of the kernel's clock
 	maxExited     = 1 << 14
-	maxExitedText = 16 << 20 // bytes of their names, paths and arguments
-	maxChain      = 64       // ancestors kept alive by a process
+	maxExitedText = 4 << 20 // bytes of their names, paths and arguments
+	maxChain      = 64      // ancestors kept alive by a process
 )
 
 // Tree is the process table. It is safe for concurrent use.
