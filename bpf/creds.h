@@ -56,7 +56,7 @@ int picket_commit_creds(__u64 *ctx)
 	if (changes_credentials(current_call((void *)bpf_task_pt_regs(task), compat)) || !differ(old, new))
 		return 0;
 	c = counters_of(bpf_get_smp_processor_id(), CLASS_KERNEL);
-	if (!c)
+	if (!c || left_out(task, c))
 		return 0;
 	e = bpf_ringbuf_reserve(&kernel_ring, sizeof(*e), 0);
 	seq = next_seq(c, e != NULL);

@@ -8,7 +8,7 @@
 #pragma once
 
 #include "lib/maps.h"
-#include "lib/task.h"
+#include "lib/select.h"
 
 #define DNS_PORT 53
 #define DNS_SMALL 512 /* most messages: what UDP allows without an extension */
@@ -29,6 +29,7 @@ struct dns_stream {
 struct asker {
 	struct header h;
 	struct dns_stream streams[2]; /* of questions, of answers */
+	__u64 ignored;
 };
 
 struct {
@@ -38,22 +39,18 @@ struct {
 	__type(value, struct asker);
 } askers SEC(".maps");
 
-/* Remembers the current task as the one that asks through a socket; false for the sensor itself. */
-static __noinline bool set_asker(__u64 socket, struct task_struct *task)
+/* Remembers the current task as the one that asks through a socket. */
+static __noinline void set_asker(__u64 socket, struct task_struct *task)
 {
+	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_DNS);
 	struct asker asker = {};
-	struct counters *c;
 
-	if (is_self(task))
-		return false;
+	if (!c)
+		return;
+	asker.ignored = is_self(task) || left_out(task, c);
 	fill_header(&asker.h, task);
-	if (bpf_map_update_elem(&askers, &socket, &asker, 0)) {
-		c = counters_of(bpf_get_smp_processor_id(), CLASS_DNS);
-		if (c)
-			count(&c->errors[ERROR_STORAGE]);
-		return false;
-	}
-	return true;
+	if (bpf_map_update_elem(&askers, &socket, &asker, 0))
+		count(&c->errors[ERROR_STORAGE]);
 }
 
 /* A message, or a segment of a TCP stream, as far as it was looked at. */
@@ -179,13 +176,15 @@ static __noinline void on_dns(struct __sk_buff *skb, __u32 network, __u32 protoc
 		return; /* nothing is in it: TCP's own business */
 	p.len = skb->len - p.data;
 	/* A datagram is sent by the task that asks; a segment may be sent later, by any. */
-	if (protocol == IPPROTO_UDP && !answer && !set_asker(socket, bpf_get_current_task_btf()))
-		return;
+	if (protocol == IPPROTO_UDP && !answer)
+		set_asker(socket, bpf_get_current_task_btf());
 	asker = bpf_map_lookup_elem(&askers, &socket);
 	if (!asker) {
 		count(&c->errors[ERROR_ASKER]);
 		return;
 	}
+	if (asker->ignored)
+		return;
 	asm volatile("%0 &= 1" : "+r"(way)); /* for the verifier, which does not know what a bool is */
 	if (protocol == IPPROTO_TCP && !follow(skb, &p, &asker->streams[way], c))
 		return;
@@ -248,7 +247,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool answer)
 	if (data + transport + 4 > end)
 		return 1;
 	port = *(__be16 *)(data + transport + (answer ? 0 : 2));
-	if (port == bpf_htons(DNS_PORT) && !config.stopped)
+	if (port == bpf_htons(DNS_PORT) && !config.stopped && !(config.ignoring & IGNORE_DNS))
 		on_dns(skb, network, protocol, transport, answer);
 	return 1; /* always let it pass */
 }

@@ -263,7 +263,8 @@ type ForkEvent struct {
 	Pad                  uint32
 }
 
-// ExitEvent tells of the end of a whole process. The header is the last of its threads.
+// ExitEvent tells of the end of a whole process. The header is the last of its threads. Without a number (Header.Seq 0)
+// it is no event: the process is ignored, but what it was before may be known.
 type ExitEvent struct {
 	_          structs.HostLayout
 	ExitStatus uint32 // argument of exit(2), 0 to 255
@@ -501,6 +502,8 @@ func (e *Event) Count() uint64 {
 	switch e.Header.Action {
 	case ActionCgroup:
 		return 0
+	case ActionExit:
+		return min(e.Header.Seq, 1)
 	case ActionQuery, ActionResponse:
 		return uint64(e.DNS.Messages)
 	}

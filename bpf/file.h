@@ -4,6 +4,7 @@
 
 #include "lib/maps.h"
 #include "lib/path.h"
+#include "lib/select.h"
 #include "lib/syscall.h"
 #include "lib/task.h"
 
@@ -123,7 +124,7 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 		return 0;
 	}
 	s = bpf_map_lookup_elem(&file_scratch, &zero);
-	if (!s)
+	if (!s || left_out(task, c))
 		return 0;
 	dentry = BPF_CORE_READ(file, f_path.dentry);
 	walk_path(&s->path, BPF_CORE_READ(file, f_path.mnt), dentry, task);

@@ -87,6 +87,7 @@ var rings = [NumClasses]string{objectMapProcessRing, objectMapFileRing, objectMa
 
 // pinned are all maps a later sensor needs; the programs keep the others alive themselves.
 var pinned = []string{mapConfig, mapCounters, mapLedger, mapWatches, objectMapShares,
+	objectMapIgnoredCgroups, objectMapIgnoredPrograms, objectMapIgnoredProcesses, objectMapIgnoredPeers,
 	objectMapProcessRing, objectMapFileRing, objectMapNetworkRing, objectMapKernelRing, objectMapDnsRing}
 
 // programs are those that run on their own, where the kernel has what they attach to.
@@ -116,11 +117,12 @@ type Kernel struct {
 	ledger   *Ledger
 	counters *ebpf.Memory
 
-	mu     sync.Mutex // guards what follows
-	closed bool
-	maps   map[string]*ebpf.Map
-	progs  map[string]*ebpf.Program
-	links  map[string]link.Link
+	mu         sync.Mutex // guards what follows
+	closed     bool
+	maps       map[string]*ebpf.Map
+	progs      map[string]*ebpf.Program
+	links      map[string]link.Link
+	generation uint32 // of the set of ignored programs
 }
 
 // Abandoned says what was lost because pins of an earlier run were there that this program cannot take up:
@@ -538,8 +540,10 @@ const (
 	configStopped     = 16
 	configEnvironment = 20
 	configShare       = 24
-	configUnwanted    = 32
-	configBytes       = 64
+	configIgnoring    = 32
+	configGeneration  = 36
+	configUnwanted    = 40
+	configBytes       = 72
 )
 
 // SetEnvironment sets whether an exec event has the program's environment.

@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "lib/select.h"
 #include "lib/maps.h"
 #include "lib/recipe.h"
 #include "lib/task.h"
@@ -236,7 +237,7 @@ static __noinline int on_call(struct task_struct *task, const struct syscall *sc
 		return 0;
 	c = counters_of(bpf_get_smp_processor_id(), CLASS_KERNEL);
 	s = bpf_map_lookup_elem(&call_scratch, &zero);
-	if (!c || !s)
+	if (!c || !s || left_out(task, c))
 		return 0;
 	r = &recipes[call];
 	e = &s->event;
@@ -337,7 +338,7 @@ int picket_signal(__u64 *ctx)
 	if (!wanted(call))
 		return 0;
 	c = counters_of(bpf_get_smp_processor_id(), CLASS_KERNEL);
-	if (!c)
+	if (!c || left_out(task, c))
 		return 0;
 	e = bpf_ringbuf_reserve(&kernel_ring, sizeof(*e), 0);
 	seq = next_seq(c, e != NULL);

@@ -36,6 +36,11 @@ func TestLayout(t *testing.T) {
 			{"call_event", reflect.TypeFor[CallFields](), headerSize},
 			{"cgroup_event", reflect.TypeFor[CgroupFields](), headerSize},
 			{"dns_event", reflect.TypeFor[DNSFields](), headerSize},
+			{"program_key", reflect.TypeFor[programKey](), 0},
+			{"process_id", reflect.TypeFor[processID](), 0},
+			{"mark", reflect.TypeFor[mark](), 0},
+			{"peer_key", reflect.TypeFor[peerKey](), 0},
+			{"peer_ports", reflect.TypeFor[peerPorts](), 0},
 			{"watch_key", reflect.TypeFor[watchKey](), 0},
 		} {
 			var c *btf.Struct
@@ -121,7 +126,7 @@ func TestMapLayout(t *testing.T) {
 			"counters": {counterWords * 8, map[string]uint32{
 				"seen": counterSeen * 8, "submitted": counterSubmitted * 8, "ring_full": counterRingFull * 8,
 				"filtered": counterFiltered * 8, "threads": counterThreads * 8, "limited": counterLimited * 8, "errors": counterErrors * 8}},
-			"config": {configBytes, map[string]uint32{"watching": configWatching, "stopped": configStopped, "environment": configEnvironment, "share": configShare, "unwanted": configUnwanted}},
+			"config": {configBytes, map[string]uint32{"watching": configWatching, "stopped": configStopped, "environment": configEnvironment, "share": configShare, "ignoring": configIgnoring, "generation": configGeneration, "unwanted": configUnwanted}},
 		} {
 			var c *btf.Struct
 			if err := spec.Types.TypeByName(name, &c); err != nil {
@@ -153,8 +158,9 @@ func TestEnums(t *testing.T) {
 		"exec_flag":    {"EXEC_ARGS_TRUNCATED": uint64(ExecArgsTruncated), "EXEC_ARGS_FAULT": uint64(ExecArgsFault), "EXEC_FILENAME_TRUNCATED": uint64(ExecFilenameTruncated), "EXEC_MEMFD": uint64(ExecMemfd), "EXEC_UPPER": uint64(ExecUpper), "EXEC_SCRIPT": uint64(ExecScript), "EXEC_SECURE": uint64(ExecSecure), "EXEC_FD": uint64(ExecFD), "EXEC_ENV_TRUNCATED": uint64(ExecEnvTruncated), "EXEC_ENV_FAULT": uint64(ExecEnvFault)},
 		"open_access":  {"OPEN_READ": uint64(OpenRead), "OPEN_WRITE": uint64(OpenWrite), "OPEN_CREATED": uint64(OpenCreated), "OPEN_WATCHED": uint64(OpenWatched)},
 		"conn_flag":    {"CONN_REMOTE_FROM_USER": uint64(ConnRemoteFromUser), "CONN_LOCAL_FROM_USER": uint64(ConnLocalFromUser), "CONN_ACCEPTED": uint64(ConnAccepted)},
+		"ignore":       {"IGNORE_CGROUPS": uint64(ignoreCgroups), "IGNORE_PROGRAMS": uint64(ignorePrograms), "IGNORE_PEERS": uint64(ignorePeers), "IGNORE_DNS": uint64(ignoreDNS)},
 		"error_kind":   {"ERROR_PATH": uint64(ErrorPath), "ERROR_ARGS": uint64(ErrorArgs), "ERROR_FILENAME": uint64(ErrorFilename), "ERROR_FD": uint64(ErrorFD), "ERROR_USER_ADDRESS": uint64(ErrorUserAddress), "ERROR_STORAGE": uint64(ErrorStorage), "ERROR_ASKER": uint64(ErrorAsker), "ERROR_STREAM": uint64(ErrorStream), "ERROR_CGROUP": uint64(ErrorCgroup), "NUM_ERRORS": counterWords - counterErrors},
-		"layout":       {"LAYOUT_VERSION": LayoutVersion, "MAX_PATH": MaxPath, "MAX_ARGS": MaxArgs, "MAX_ENV": MaxEnv, "MAX_DNS": MaxDNS, "WATCH_BYTES": watchBytes},
+		"layout":       {"LAYOUT_VERSION": LayoutVersion, "MAX_PATH": MaxPath, "MAX_ARGS": MaxArgs, "MAX_ENV": MaxEnv, "MAX_DNS": MaxDNS, "PROGRAM_BYTES": programBytes, "WATCH_BYTES": watchBytes},
 	}
 	for a, name := range actionNames {
 		want["event_action"]["ACTION_"+strings.ToUpper(name)] = uint64(a)

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "dns.h"
-#include "lib/maps.h"
+#include "lib/select.h"
 #include "lib/syscall.h"
 #include "lib/task.h"
 
@@ -257,7 +257,30 @@ static __always_inline void read_failed_destination(struct conn_event *e, struct
 		count(&c->errors[ERROR_USER_ADDRESS]);
 }
 
-static __always_inline void emit_conn(struct conn_scratch *s, struct task_struct *task, enum event_action action,
+/* Whether the other end is one that is ignored; counts it. */
+static __noinline bool is_ignored_peer(const struct conn_event *e, struct counters *c)
+{
+	struct peer_key key = {.prefix_bits = 128};
+	struct peer_ports *p;
+
+	if (e->family == AF_INET) {
+		key.addr[10] = key.addr[11] = 0xff;
+		__builtin_memcpy(key.addr + 12, e->remote_addr, 4);
+	} else if (e->family == AF_INET6) {
+		__builtin_memcpy(key.addr, e->remote_addr, 16);
+	} else {
+		return false;
+	}
+	p = bpf_map_lookup_elem(&ignored_peers, &key);
+	if (!p || (p->ports[0] && p->ports[0] != e->remote_port && (!p->ports[1] || p->ports[1] != e->remote_port) &&
+		   (!p->ports[2] || p->ports[2] != e->remote_port) && (!p->ports[3] || p->ports[3] != e->remote_port)))
+		return false;
+	count(&c->filtered);
+	return true;
+}
+
+/* Tells of what is in the scratch; false: it is ignored. */
+static __always_inline bool emit_conn(struct conn_scratch *s, struct task_struct *task, enum event_action action,
 				      const struct syscall *sc, struct counters *c)
 {
 	struct conn_event *from = &s->event, *e;
@@ -265,8 +288,12 @@ static __always_inline void emit_conn(struct conn_scratch *s, struct task_struct
 	struct bpf_dynptr record;
 	__u64 seq;
 
+	if (left_out(task, c))
+		return false;
+	if (config.ignoring & IGNORE_PEERS && (from->remote_port || *(__u32 *)from->remote_addr) && is_ignored_peer(from, c))
+		return false;
 	if (crowded_out(&network_ring, CLASS_NETWORK, c, cgroup_of(task), 1))
-		return;
+		return true;
 	fill_header(&from->h, task);
 	from->h.class = CLASS_NETWORK;
 	from->h.action = action;
@@ -277,20 +304,21 @@ static __always_inline void emit_conn(struct conn_scratch *s, struct task_struct
 		from->h.seq = next_seq(c, !bpf_ringbuf_reserve_dynptr(&network_ring, from->h.size, 0, &record));
 		if (!from->h.seq) {
 			bpf_ringbuf_discard_dynptr(&record, 0);
-			return;
+			return true;
 		}
 		bpf_dynptr_write(&record, 0, from, sizeof(*from), 0);
 		bpf_dynptr_write(&record, sizeof(*from), s->path, len, 0);
 		bpf_ringbuf_submit_dynptr(&record, 0);
-		return;
+		return true;
 	}
 	e = bpf_ringbuf_reserve(&network_ring, sizeof(*e), 0);
 	seq = next_seq(c, e != NULL);
 	if (!e)
-		return;
+		return true;
 	from->h.seq = seq;
 	__builtin_memcpy(e, from, sizeof(*e));
 	bpf_ringbuf_submit(e, 0);
+	return true;
 }
 
 /* The scratch, empty; NULL never happens. */
@@ -367,8 +395,7 @@ static __noinline int on_connect(struct task_struct *task, const struct syscall 
 	a = bpf_task_storage_get(&attempts, task, NULL, 0);
 	if (a && result != -EINPROGRESS && result != -EINTR)
 		a->sk = NULL;
-	emit_conn(s, task, ACTION_CONNECT, sc, c);
-	if (!result || result == -EINPROGRESS)
+	if (emit_conn(s, task, ACTION_CONNECT, sc, c) && (!result || result == -EINPROGRESS))
 		remember(s, sk, c);
 	return 0;
 }
@@ -387,8 +414,8 @@ static __noinline int on_accept(struct task_struct *task, const struct syscall *
 		return 0;
 	read_addresses(&s->event, sk);
 	s->event.fd = fd;
-	emit_conn(s, task, ACTION_ACCEPT, sc, c);
-	remember(s, sk, c);
+	if (emit_conn(s, task, ACTION_ACCEPT, sc, c))
+		remember(s, sk, c);
 	return 0;
 }
 

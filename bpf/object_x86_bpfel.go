@@ -29,6 +29,10 @@ const (
 	objectMapFileRing            = "file_ring"
 	objectMapFileScratch         = "file_scratch"
 	objectMapFlows               = "flows"
+	objectMapIgnoredCgroups      = "ignored_cgroups"
+	objectMapIgnoredPeers        = "ignored_peers"
+	objectMapIgnoredProcesses    = "ignored_processes"
+	objectMapIgnoredPrograms     = "ignored_programs"
 	objectMapIssued              = "issued"
 	objectMapKernelRing          = "kernel_ring"
 	objectMapLedger              = "ledger"
@@ -160,30 +164,34 @@ type objectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectMapSpecs struct {
-	Askers        *ebpf.MapSpec `ebpf:"askers"`
-	Attempts      *ebpf.MapSpec `ebpf:"attempts"`
-	CallScratch   *ebpf.MapSpec `ebpf:"call_scratch"`
-	CgroupScratch *ebpf.MapSpec `ebpf:"cgroup_scratch"`
-	ConnScratch   *ebpf.MapSpec `ebpf:"conn_scratch"`
-	Connections   *ebpf.MapSpec `ebpf:"connections"`
-	Counters      *ebpf.MapSpec `ebpf:"counters"`
-	DnsRing       *ebpf.MapSpec `ebpf:"dns_ring"`
-	ExecScratch   *ebpf.MapSpec `ebpf:"exec_scratch"`
-	Exited        *ebpf.MapSpec `ebpf:"exited"`
-	FileRing      *ebpf.MapSpec `ebpf:"file_ring"`
-	FileScratch   *ebpf.MapSpec `ebpf:"file_scratch"`
-	Flows         *ebpf.MapSpec `ebpf:"flows"`
-	Issued        *ebpf.MapSpec `ebpf:"issued"`
-	KernelRing    *ebpf.MapSpec `ebpf:"kernel_ring"`
-	Ledger        *ebpf.MapSpec `ebpf:"ledger"`
-	NetworkRing   *ebpf.MapSpec `ebpf:"network_ring"`
-	Noted         *ebpf.MapSpec `ebpf:"noted"`
-	NothingNoted  *ebpf.MapSpec `ebpf:"nothing_noted"`
-	PathScratch   *ebpf.MapSpec `ebpf:"path_scratch"`
-	ProcessRing   *ebpf.MapSpec `ebpf:"process_ring"`
-	Shares        *ebpf.MapSpec `ebpf:"shares"`
-	ThisCall      *ebpf.MapSpec `ebpf:"this_call"`
-	Watches       *ebpf.MapSpec `ebpf:"watches"`
+	Askers           *ebpf.MapSpec `ebpf:"askers"`
+	Attempts         *ebpf.MapSpec `ebpf:"attempts"`
+	CallScratch      *ebpf.MapSpec `ebpf:"call_scratch"`
+	CgroupScratch    *ebpf.MapSpec `ebpf:"cgroup_scratch"`
+	ConnScratch      *ebpf.MapSpec `ebpf:"conn_scratch"`
+	Connections      *ebpf.MapSpec `ebpf:"connections"`
+	Counters         *ebpf.MapSpec `ebpf:"counters"`
+	DnsRing          *ebpf.MapSpec `ebpf:"dns_ring"`
+	ExecScratch      *ebpf.MapSpec `ebpf:"exec_scratch"`
+	Exited           *ebpf.MapSpec `ebpf:"exited"`
+	FileRing         *ebpf.MapSpec `ebpf:"file_ring"`
+	FileScratch      *ebpf.MapSpec `ebpf:"file_scratch"`
+	Flows            *ebpf.MapSpec `ebpf:"flows"`
+	IgnoredCgroups   *ebpf.MapSpec `ebpf:"ignored_cgroups"`
+	IgnoredPeers     *ebpf.MapSpec `ebpf:"ignored_peers"`
+	IgnoredProcesses *ebpf.MapSpec `ebpf:"ignored_processes"`
+	IgnoredPrograms  *ebpf.MapSpec `ebpf:"ignored_programs"`
+	Issued           *ebpf.MapSpec `ebpf:"issued"`
+	KernelRing       *ebpf.MapSpec `ebpf:"kernel_ring"`
+	Ledger           *ebpf.MapSpec `ebpf:"ledger"`
+	NetworkRing      *ebpf.MapSpec `ebpf:"network_ring"`
+	Noted            *ebpf.MapSpec `ebpf:"noted"`
+	NothingNoted     *ebpf.MapSpec `ebpf:"nothing_noted"`
+	PathScratch      *ebpf.MapSpec `ebpf:"path_scratch"`
+	ProcessRing      *ebpf.MapSpec `ebpf:"process_ring"`
+	Shares           *ebpf.MapSpec `ebpf:"shares"`
+	ThisCall         *ebpf.MapSpec `ebpf:"this_call"`
+	Watches          *ebpf.MapSpec `ebpf:"watches"`
 }
 
 // objectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -224,30 +232,34 @@ func (o *objectObjects) Close() error {
 //
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectMaps struct {
-	Askers        *ebpf.Map `ebpf:"askers"`
-	Attempts      *ebpf.Map `ebpf:"attempts"`
-	CallScratch   *ebpf.Map `ebpf:"call_scratch"`
-	CgroupScratch *ebpf.Map `ebpf:"cgroup_scratch"`
-	ConnScratch   *ebpf.Map `ebpf:"conn_scratch"`
-	Connections   *ebpf.Map `ebpf:"connections"`
-	Counters      *ebpf.Map `ebpf:"counters"`
-	DnsRing       *ebpf.Map `ebpf:"dns_ring"`
-	ExecScratch   *ebpf.Map `ebpf:"exec_scratch"`
-	Exited        *ebpf.Map `ebpf:"exited"`
-	FileRing      *ebpf.Map `ebpf:"file_ring"`
-	FileScratch   *ebpf.Map `ebpf:"file_scratch"`
-	Flows         *ebpf.Map `ebpf:"flows"`
-	Issued        *ebpf.Map `ebpf:"issued"`
-	KernelRing    *ebpf.Map `ebpf:"kernel_ring"`
-	Ledger        *ebpf.Map `ebpf:"ledger"`
-	NetworkRing   *ebpf.Map `ebpf:"network_ring"`
-	Noted         *ebpf.Map `ebpf:"noted"`
-	NothingNoted  *ebpf.Map `ebpf:"nothing_noted"`
-	PathScratch   *ebpf.Map `ebpf:"path_scratch"`
-	ProcessRing   *ebpf.Map `ebpf:"process_ring"`
-	Shares        *ebpf.Map `ebpf:"shares"`
-	ThisCall      *ebpf.Map `ebpf:"this_call"`
-	Watches       *ebpf.Map `ebpf:"watches"`
+	Askers           *ebpf.Map `ebpf:"askers"`
+	Attempts         *ebpf.Map `ebpf:"attempts"`
+	CallScratch      *ebpf.Map `ebpf:"call_scratch"`
+	CgroupScratch    *ebpf.Map `ebpf:"cgroup_scratch"`
+	ConnScratch      *ebpf.Map `ebpf:"conn_scratch"`
+	Connections      *ebpf.Map `ebpf:"connections"`
+	Counters         *ebpf.Map `ebpf:"counters"`
+	DnsRing          *ebpf.Map `ebpf:"dns_ring"`
+	ExecScratch      *ebpf.Map `ebpf:"exec_scratch"`
+	Exited           *ebpf.Map `ebpf:"exited"`
+	FileRing         *ebpf.Map `ebpf:"file_ring"`
+	FileScratch      *ebpf.Map `ebpf:"file_scratch"`
+	Flows            *ebpf.Map `ebpf:"flows"`
+	IgnoredCgroups   *ebpf.Map `ebpf:"ignored_cgroups"`
+	IgnoredPeers     *ebpf.Map `ebpf:"ignored_peers"`
+	IgnoredProcesses *ebpf.Map `ebpf:"ignored_processes"`
+	IgnoredPrograms  *ebpf.Map `ebpf:"ignored_programs"`
+	Issued           *ebpf.Map `ebpf:"issued"`
+	KernelRing       *ebpf.Map `ebpf:"kernel_ring"`
+	Ledger           *ebpf.Map `ebpf:"ledger"`
+	NetworkRing      *ebpf.Map `ebpf:"network_ring"`
+	Noted            *ebpf.Map `ebpf:"noted"`
+	NothingNoted     *ebpf.Map `ebpf:"nothing_noted"`
+	PathScratch      *ebpf.Map `ebpf:"path_scratch"`
+	ProcessRing      *ebpf.Map `ebpf:"process_ring"`
+	Shares           *ebpf.Map `ebpf:"shares"`
+	ThisCall         *ebpf.Map `ebpf:"this_call"`
+	Watches          *ebpf.Map `ebpf:"watches"`
 }
 
 func (m *objectMaps) Close() error {
@@ -265,6 +277,10 @@ func (m *objectMaps) Close() error {
 		m.FileRing,
 		m.FileScratch,
 		m.Flows,
+		m.IgnoredCgroups,
+		m.IgnoredPeers,
+		m.IgnoredProcesses,
+		m.IgnoredPrograms,
 		m.Issued,
 		m.KernelRing,
 		m.Ledger,

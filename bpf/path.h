@@ -6,6 +6,7 @@
 #pragma once
 
 #include "hooks.h"
+#include "lib/select.h"
 #include "lib/maps.h"
 #include "lib/recipe.h"
 #include "lib/task.h"
@@ -114,7 +115,7 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 	if (r->times && !known)
 		e->number = read_time(r, sc, c);
 
-	if (crowded_out(&file_ring, CLASS_FILE, c, cgroup_of(task), 1))
+	if (left_out(task, c) || crowded_out(&file_ring, CLASS_FILE, c, cgroup_of(task), 1))
 		return 0;
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;

@@ -250,4 +250,5 @@ const volatile struct {
 	enum open_access access;
 	enum conn_flag conn_flags;
 	enum error_kind error;
+	enum ignore ignore;
 } layouts;

@@ -4,6 +4,7 @@
 
 #include "lib/maps.h"
 #include "lib/path.h"
+#include "lib/select.h"
 #include "lib/syscall.h"
 #include "lib/task.h"
 
@@ -13,12 +14,6 @@
  * (start time, id) into this map tells.
  */
 const volatile bool exit_tells_last = false;
-
-struct process_id {
-	__u64 start_time;
-	__u32 tgid;
-	__u32 pad;
-};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -39,6 +34,7 @@ struct exec_scratch {
 	char filename[MAX_PATH + 8]; /* one byte more than the bound tells "longer" from "fits" */
 	char args[MAX_ARGS];
 	char env[MAX_ENV];
+	struct program_key key;
 };
 
 struct {
@@ -205,6 +201,22 @@ static __always_inline void read_filename(struct exec_scratch *s, struct counter
 	e->filename_len = n;
 }
 
+/* Whether the program that was walked to is to be ignored. */
+static __always_inline bool is_ignored_program(struct exec_scratch *s)
+{
+	__u32 pos = s->exe.pos, len;
+
+	if (pos >= MAX_PATH || MAX_PATH - pos >= PROGRAM_BYTES)
+		return false;
+	len = MAX_PATH - pos;
+	asm volatile("%0 &= %1" : "+r"(len) : "i"(PROGRAM_BYTES - 1)); /* for the verifier, which forgets the check above */
+	asm volatile("%0 &= %1" : "+r"(pos) : "i"(MAX_PATH - 1));
+	__builtin_memset(&s->key, 0, sizeof(s->key));
+	if (bpf_probe_read_kernel(s->key.path, len, &s->exe.buf[pos]))
+		return false;
+	return bpf_map_lookup_elem(&ignored_programs, &s->key) != NULL;
+}
+
 SEC("tp_btf/sched_process_exec")
 int picket_exec(__u64 *ctx)
 {
@@ -217,7 +229,7 @@ int picket_exec(__u64 *ctx)
 	struct exec_event *e;
 	struct file *file = bprm->file;
 
-	if (!s || !c || config.stopped)
+	if (!s || !c || config.stopped || left_out(task, c))
 		return 0;
 	e = &s->event;
 	fill_header(&e->h, task);
@@ -260,6 +272,8 @@ int picket_exec(__u64 *ctx)
 	if (env_len > MAX_ENV)
 		env_len = MAX_ENV;
 	exe_len = walk_len(&s->exe);
+	if (config.ignoring & IGNORE_PROGRAMS && is_ignored_program(s))
+		ignore_process(task, true, c);
 	cwd_len = walk_len(&s->cwd);
 	e->exe_len = exe_len;
 	e->cwd_len = cwd_len;
@@ -319,6 +333,10 @@ int picket_fork(__u64 *ctx)
 		count(&c->threads);
 		return 0;
 	}
+	if (config.ignoring & IGNORE_PROGRAMS && ignored_for_program(task))
+		ignore_process(child, false, c);
+	if (left_out(task, c))
+		return 0;
 	e = bpf_ringbuf_reserve(&process_ring, sizeof(*e), 0);
 	seq = next_seq(c, e != NULL);
 	if (!e)
@@ -349,15 +367,14 @@ int picket_fork(__u64 *ctx)
 /* Whether the exiting task is the last of its process; true once for each process. */
 static __always_inline bool is_last_thread(struct task_struct *task, __u64 *ctx)
 {
-	struct process_id id = {};
+	struct process_id id;
 	__u32 value = 0;
 
 	if (exit_tells_last)
 		return ctx[1] & 0xff; /* a bool: the other bytes are not set */
 	if (task->signal->live.counter)
 		return false;
-	id.tgid = task->tgid;
-	id.start_time = task->group_leader->start_boottime;
+	identify(&id, task);
 	return !bpf_map_update_elem(&exited, &id, &value, BPF_NOEXIST);
 }
 
@@ -367,13 +384,25 @@ int picket_exit(__u64 *ctx)
 	struct task_struct *task = (void *)ctx[0];
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_PROCESS);
 	struct exit_event *e;
+	struct process_id id;
+	struct mark *mark;
+	bool silent, unknown;
 	__u64 seq;
 	__u32 code;
 
 	if (!c || config.stopped || !is_last_thread(task, ctx))
 		return 0;
+	silent = left_out(task, c);
+	if (config.ignoring & IGNORE_PROGRAMS) {
+		mark = ignored_for_program(task);
+		unknown = mark && !mark->root;
+		identify(&id, task);
+		bpf_map_delete_elem(&ignored_processes, &id);
+		if (unknown)
+			return 0;
+	}
 	e = bpf_ringbuf_reserve(&process_ring, sizeof(*e), 0);
-	seq = next_seq(c, e != NULL);
+	seq = silent ? 0 : next_seq(c, e != NULL);
 	if (!e)
 		return 0;
 	fill_header(&e->h, task);

@@ -20,6 +20,7 @@ enum layout {
 	MAX_ARGS = 8192, /* bytes of arguments carried */
 	MAX_ENV = 8192, /* bytes of the environment carried */
 	MAX_DNS = 4096, /* bytes of a DNS message, or of a segment with some, carried */
+	PROGRAM_BYTES = 256, /* of the path of an ignored program, with the NUL that ends it */
 	WATCH_BYTES = 256, /* bytes of a watched path that are compared */
 };
 
@@ -183,7 +184,10 @@ struct fork_event {
 	__u32 pad;
 };
 
-/* The end of a whole process; the header is the last thread that ended. */
+/*
+ * The end of a whole process; the header is the last thread that ended. Without a number it is no event: the process is
+ * ignored, but what it was before may be known.
+ */
 struct exit_event {
 	struct header h;
 	__u32 exit_status; /* argument of exit(2), 0 to 255 */

@@ -88,6 +88,14 @@ struct {
 	__type(value, struct share);
 } shares SEC(".maps");
 
+/* What there is to look up before an event; see select.h. */
+enum ignore {
+	IGNORE_CGROUPS = 1 << 0,
+	IGNORE_PROGRAMS = 1 << 1,
+	IGNORE_PEERS = 1 << 2,
+	IGNORE_DNS = 1 << 3, /* all of it */
+};
+
 /* What user space sets while the programs run. */
 struct config {
 	__u32 self_tgid; /* the sensor: its file and network activity is not reported */
@@ -96,6 +104,8 @@ struct config {
 	__u32 stopped; /* 1: nothing is an event any more */
 	__u32 environment; /* 1: an exec has the environment */
 	__u64 share; /* events that a cgroup may add to a nearly full ring in one window; 0: as many as there are */
+	__u32 ignoring; /* enum ignore */
+	__u32 generation; /* of the set of ignored programs */
 	__u64 unwanted[4]; /* bit n: events of enum call n are not wanted: they are not looked at, and not counted */
 } config SEC(".data.config");
 
