@@ -23,6 +23,7 @@ var hooks = []struct {
 	{objectProgPicketIoRenameat, "io_renameat", 2},
 	{objectProgPicketIoSymlinkat, "io_symlinkat", 2},
 	{objectProgPicketIoUnlinkat, "io_unlinkat", 2},
+	{objectProgPicketMoveMount, "security_move_mount", 2},
 	{objectProgPicketPathChmod, "security_path_chmod", 2},
 	{objectProgPicketPathChown, "security_path_chown", 3},
 	{objectProgPicketPathLink, "security_path_link", 3},
@@ -33,6 +34,9 @@ var hooks = []struct {
 	{objectProgPicketPathSymlink, "security_path_symlink", 3},
 	{objectProgPicketPathTruncate, "security_path_truncate", 1},
 	{objectProgPicketPathUnlink, "security_path_unlink", 2},
+	{objectProgPicketSbMount, "security_sb_mount", 5},
+	{objectProgPicketSbPivotroot, "security_sb_pivotroot", 2},
+	{objectProgPicketSbUmount, "security_sb_umount", 2},
 	{objectProgPicketPathUtimes, "vfs_utimes", 2},
 }
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The paths that the kernel really acted on. The security hooks of path operations are the last that have them as
- * kernel objects, after the caller's text was read and links and ".." were followed: what they are given is noted until
- * the call ends, and told in place of the text (path.h). Every program of this file is loaded only where
- * the kernel lets it (support.go); without it the text is told, and the event says so.
+ * The paths that the kernel really acted on. The security hooks of path operations, and of mounts, are the last that
+ * have them as kernel objects, after the caller's text was read and links and ".." were followed: what they are given
+ * is noted until the call ends, and told in place of the text (path.h, kernel.h). Every program of this file is loaded
+ * only where the kernel lets it (hooks.go); without it the text is told, and the event says so.
  *
  * security_path_…() are called for the caller's own names alone: what overlayfs does on its layers goes past them.
  */
@@ -62,7 +62,7 @@ static __noinline struct noted *begin(__u32 action, struct vfsmount *mnt, struct
 		regs = (void *)bpf_task_pt_regs(task);
 		compat = is_compat(task);
 		call = current_call(regs, compat);
-		if (call < CHANGE_FIRST_CALL || call > CHANGE_LAST_CALL || call >= NUM_CALLS || !wanted(call))
+		if (call < CHANGE_FIRST_CALL || call > KERNEL_LAST_CALL || call >= NUM_CALLS || !wanted(call))
 			return NULL;
 		r = &recipes[call];
 		if (r->action != action && !(call == CALL_UNLINKAT && action == ACTION_RMDIR))
@@ -201,6 +201,56 @@ int picket_path_utimes(__u64 *ctx)
 
 	if (n && ctx[1] && !bpf_probe_read_kernel(times, sizeof(times), (void *)ctx[1]) && times[1].tv_nsec < UTIME_SPECIAL)
 		n->number = times[1].tv_sec * 1000000000 + times[1].tv_nsec;
+	return 0;
+}
+
+/* Source and type of a mount are the kernel's copies; the type is noted as the text of the path, which has none. */
+SEC("fentry/security_sb_mount")
+int picket_sb_mount(__u64 *ctx)
+{
+	const struct path *path = (void *)ctx[1];
+	struct noted *n = begin(ACTION_CALL, path->mnt, path->dentry);
+
+	if (!n)
+		return 0;
+	n->has_target = 1;
+	no_name(&n->target);
+	if (ctx[0])
+		copy_text(&n->target, (void *)ctx[0]);
+	if (ctx[2])
+		copy_text(&n->path, (void *)ctx[2]);
+	return 0;
+}
+
+/* What is mounted over it is not its mount: the walk begins at its own root. */
+SEC("fentry/security_sb_umount")
+int picket_sb_umount(__u64 *ctx)
+{
+	struct vfsmount *mnt = (void *)ctx[0];
+
+	begin(ACTION_CALL, mnt, mnt->mnt_root);
+	return 0;
+}
+
+SEC("fentry/security_sb_pivotroot")
+int picket_sb_pivotroot(__u64 *ctx)
+{
+	const struct path *put_old = (void *)ctx[0], *root = (void *)ctx[1];
+	struct noted *n = begin(ACTION_CALL, root->mnt, root->dentry);
+
+	if (n)
+		note_target(n, put_old->mnt, put_old->dentry);
+	return 0;
+}
+
+SEC("fentry/security_move_mount")
+int picket_move_mount(__u64 *ctx)
+{
+	const struct path *from = (void *)ctx[0], *to = (void *)ctx[1];
+	struct noted *n = begin(ACTION_CALL, to->mnt, to->dentry);
+
+	if (n)
+		note_target(n, from->mnt, from->dentry);
 	return 0;
 }
 

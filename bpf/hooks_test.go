@@ -40,7 +40,7 @@ func needHooks(t *testing.T, k *Kernel) {
 func TestHooksOfKernel(t *testing.T) {
 	k := mustLoad(t, options(t))
 	needHooks(t, k)
-	want := []string{"commit_creds", "io_linkat", "io_mkdirat", "io_renameat", "io_symlinkat", "io_unlinkat"}
+	want := []string{"security_move_mount", "security_sb_mount", "security_sb_pivotroot", "security_sb_umount", "commit_creds", "io_linkat", "io_mkdirat", "io_renameat", "io_symlinkat", "io_unlinkat"}
 	for _, f := range hookOf {
 		want = append(want, f)
 	}
@@ -360,4 +360,65 @@ func TestHooksCommitCreds(t *testing.T) {
 			t.Errorf("users after the changes %q, want %q among them", users, "1 2 3")
 		}
 	})
+}
+
+func init() {
+	// mounts DIR: mounts, moves and unmounts through a link, and changes the root, in mounts of its own.
+	helpers["mounts"] = func(args []string) error {
+		if err := os.Chdir(args[0]); err != nil {
+			return err
+		}
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+			return err
+		}
+		if err := unix.Mount("source", "link", "tmpfs", 0, ""); err != nil {
+			return err
+		}
+		fd, err := unix.OpenTree(unix.AT_FDCWD, "real/sub", unix.OPEN_TREE_CLONE)
+		if err != nil {
+			return err
+		}
+		if err := unix.MoveMount(fd, "", unix.AT_FDCWD, "link/../other", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return err
+		}
+		unix.Close(fd) // or the mount is busy
+		if err := unix.Unmount("link/../other", 0); err != nil {
+			return err
+		}
+		if err := os.Mkdir("real/sub/old", 0o755); err != nil {
+			return err
+		}
+		return unix.PivotRoot("link", "link/old")
+	}
+}
+
+// TestHooksMounts: the calls of class kernel whose paths are taken at hooks.
+func TestHooksMounts(t *testing.T) {
+	c := sensor(t)
+	needHooks(t, c.k)
+	dir := t.TempDir()
+	for _, d := range []string{"/real/sub", "/real/other"} {
+		if err := os.MkdirAll(dir+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("real/sub", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	pid := run(t, helper(t, "mounts", dir))
+	for _, want := range []struct{ call, path, target, text string }{
+		{"mount", "/real/sub", "source", "tmpfs"},
+		{"move_mount", "/real/other", "/", ""},
+		{"umount2", "/real/other", "", ""},
+		{"pivot_root", "/real/sub", dir + "/real/sub/old", ""},
+	} {
+		e := &c.wait(t, want.call, func(ev *Event) bool { return by(pid, ActionCall)(ev) && ev.Syscall() == want.call }).Call
+		equal(t, want.call, e.path(), dir+want.path+"|")
+		equal(t, want.call+" target", strings.ReplaceAll(e.second(), "|", ""), want.target)
+		equal(t, want.call+" text", e.text(), want.text)
+		equal(t, want.call+" flags", (e.PathFlags|e.TargetFlags)&PathUser, 0)
+	}
 }

@@ -8,6 +8,7 @@
 
 #include "lib/select.h"
 #include "lib/maps.h"
+#include "lib/noted.h"
 #include "lib/recipe.h"
 #include "lib/task.h"
 
@@ -222,7 +223,7 @@ static __always_inline void submit_call(struct call_scratch *s, struct counters 
 	bpf_ringbuf_submit_dynptr(&record, 0);
 }
 
-static __noinline int on_call(struct task_struct *task, const struct syscall *sc)
+static __noinline int on_call(struct task_struct *task, struct syscall *sc)
 {
 	__u32 call = sc->call, zero = 0;
 	struct counters *c;
@@ -232,6 +233,7 @@ static __noinline int on_call(struct task_struct *task, const struct syscall *sc
 	struct inode *inode;
 	struct fs_struct *fs;
 	__u64 pointer;
+	bool known;
 
 	if (call >= NUM_CALLS || !call_matters(sc))
 		return 0;
@@ -261,17 +263,22 @@ static __noinline int on_call(struct task_struct *task, const struct syscall *sc
 		if (inode)
 			e->ino = BPF_CORE_READ(inode, i_ino);
 	}
+	known = r->path && take_noted(task->pid, &s->path, &s->target, sc, argument(sc, r->path));
+	if (known && call == CALL_MOUNT) {
+		bpf_probe_read_kernel_str(e->text, sizeof(e->text), s->path.text);
+		s->path.text_len = 0;
+	}
 	fs = task->fs;
 	if (call == CALL_CHROOT && !sc->ret && fs)
 		/* the new root itself, as its mount namespace has it */
 		walk_to_top(&s->path.base, fs->root.mnt, fs->root.dentry);
-	else if (r->path)
+	else if (r->path && !known)
 		read_named(&s->path, task, (const char *)argument(sc, r->path), directory(sc, r->dir));
-	if (r->target && !(call == CALL_FSCONFIG && ARG(2) != FSCONFIG_SET_STRING))
+	if (r->target && !known && !(call == CALL_FSCONFIG && ARG(2) != FSCONFIG_SET_STRING))
 		read_named(&s->target, task, (const char *)argument(sc, r->target),
 			   directory(sc, r->target_dir));
 	/* A text that is not there, as the type of a bind mount, is none. */
-	if (r->text && argument(sc, r->text)) {
+	if (r->text && !known && argument(sc, r->text)) {
 		e->path_flags |= PATH_USER;
 		if (bpf_probe_read_user_str(e->text, sizeof(e->text), (void *)argument(sc, r->text)) < 0)
 			count(&c->errors[ERROR_USER_ADDRESS]);

@@ -57,6 +57,7 @@ const (
 	objectProgPicketIoRenameat   = "picket_io_renameat"
 	objectProgPicketIoSymlinkat  = "picket_io_symlinkat"
 	objectProgPicketIoUnlinkat   = "picket_io_unlinkat"
+	objectProgPicketMoveMount    = "picket_move_mount"
 	objectProgPicketPathChmod    = "picket_path_chmod"
 	objectProgPicketPathChown    = "picket_path_chown"
 	objectProgPicketPathLink     = "picket_path_link"
@@ -68,6 +69,9 @@ const (
 	objectProgPicketPathTruncate = "picket_path_truncate"
 	objectProgPicketPathUnlink   = "picket_path_unlink"
 	objectProgPicketPathUtimes   = "picket_path_utimes"
+	objectProgPicketSbMount      = "picket_sb_mount"
+	objectProgPicketSbPivotroot  = "picket_sb_pivotroot"
+	objectProgPicketSbUmount     = "picket_sb_umount"
 	objectProgPicketSetSelf      = "picket_set_self"
 	objectProgPicketSignal       = "picket_signal"
 	objectProgPicketSysExit      = "picket_sys_exit"
@@ -142,6 +146,7 @@ type objectProgramSpecs struct {
 	PicketIoRenameat   *ebpf.ProgramSpec `ebpf:"picket_io_renameat"`
 	PicketIoSymlinkat  *ebpf.ProgramSpec `ebpf:"picket_io_symlinkat"`
 	PicketIoUnlinkat   *ebpf.ProgramSpec `ebpf:"picket_io_unlinkat"`
+	PicketMoveMount    *ebpf.ProgramSpec `ebpf:"picket_move_mount"`
 	PicketPathChmod    *ebpf.ProgramSpec `ebpf:"picket_path_chmod"`
 	PicketPathChown    *ebpf.ProgramSpec `ebpf:"picket_path_chown"`
 	PicketPathLink     *ebpf.ProgramSpec `ebpf:"picket_path_link"`
@@ -153,6 +158,9 @@ type objectProgramSpecs struct {
 	PicketPathTruncate *ebpf.ProgramSpec `ebpf:"picket_path_truncate"`
 	PicketPathUnlink   *ebpf.ProgramSpec `ebpf:"picket_path_unlink"`
 	PicketPathUtimes   *ebpf.ProgramSpec `ebpf:"picket_path_utimes"`
+	PicketSbMount      *ebpf.ProgramSpec `ebpf:"picket_sb_mount"`
+	PicketSbPivotroot  *ebpf.ProgramSpec `ebpf:"picket_sb_pivotroot"`
+	PicketSbUmount     *ebpf.ProgramSpec `ebpf:"picket_sb_umount"`
 	PicketSetSelf      *ebpf.ProgramSpec `ebpf:"picket_set_self"`
 	PicketSignal       *ebpf.ProgramSpec `ebpf:"picket_signal"`
 	PicketSysExit      *ebpf.ProgramSpec `ebpf:"picket_sys_exit"`
@@ -330,6 +338,7 @@ type objectPrograms struct {
 	PicketIoRenameat   *ebpf.Program `ebpf:"picket_io_renameat"`
 	PicketIoSymlinkat  *ebpf.Program `ebpf:"picket_io_symlinkat"`
 	PicketIoUnlinkat   *ebpf.Program `ebpf:"picket_io_unlinkat"`
+	PicketMoveMount    *ebpf.Program `ebpf:"picket_move_mount"`
 	PicketPathChmod    *ebpf.Program `ebpf:"picket_path_chmod"`
 	PicketPathChown    *ebpf.Program `ebpf:"picket_path_chown"`
 	PicketPathLink     *ebpf.Program `ebpf:"picket_path_link"`
@@ -341,6 +350,9 @@ type objectPrograms struct {
 	PicketPathTruncate *ebpf.Program `ebpf:"picket_path_truncate"`
 	PicketPathUnlink   *ebpf.Program `ebpf:"picket_path_unlink"`
 	PicketPathUtimes   *ebpf.Program `ebpf:"picket_path_utimes"`
+	PicketSbMount      *ebpf.Program `ebpf:"picket_sb_mount"`
+	PicketSbPivotroot  *ebpf.Program `ebpf:"picket_sb_pivotroot"`
+	PicketSbUmount     *ebpf.Program `ebpf:"picket_sb_umount"`
 	PicketSetSelf      *ebpf.Program `ebpf:"picket_set_self"`
 	PicketSignal       *ebpf.Program `ebpf:"picket_signal"`
 	PicketSysExit      *ebpf.Program `ebpf:"picket_sys_exit"`
@@ -363,6 +375,7 @@ func (p *objectPrograms) Close() error {
 		p.PicketIoRenameat,
 		p.PicketIoSymlinkat,
 		p.PicketIoUnlinkat,
+		p.PicketMoveMount,
 		p.PicketPathChmod,
 		p.PicketPathChown,
 		p.PicketPathLink,
@@ -374,6 +387,9 @@ func (p *objectPrograms) Close() error {
 		p.PicketPathTruncate,
 		p.PicketPathUnlink,
 		p.PicketPathUtimes,
+		p.PicketSbMount,
+		p.PicketSbPivotroot,
+		p.PicketSbUmount,
 		p.PicketSetSelf,
 		p.PicketSignal,
 		p.PicketSysExit,

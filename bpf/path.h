@@ -44,7 +44,7 @@ static __always_inline __u64 read_time(const struct recipe *r, const struct sysc
 	return t[0] * 1000000000 + t[1] * r->times_unit;
 }
 
-static __noinline int on_change(struct task_struct *task, const struct syscall *sc)
+static __noinline int on_change(struct task_struct *task, struct syscall *sc)
 {
 	__u32 call = sc->call;
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_FILE);
@@ -70,16 +70,15 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 		e->h.action = ACTION_RMDIR;
 	no_name(&s->path);
 	no_name(&s->target);
-	e->call = call;
 	if (sc->flags & HEADER_IO_URING) {
 		known = true;
-		if (!take_noted(sc->args[RING_REQUEST], &s->path, &s->target, e, 0)) {
+		if (!take_noted(sc->args[RING_REQUEST], &s->path, &s->target, sc, 0)) {
 			/* There was no room for its names, which is counted. */
 			s->path.flags = PATH_FAULT;
 			s->target.flags = r->target ? PATH_FAULT : 0;
 		}
 	} else {
-		known = !r->fd && take_noted(task->pid, &s->path, &s->target, e, argument(sc, r->path));
+		known = !r->fd && take_noted(task->pid, &s->path, &s->target, sc, argument(sc, r->path));
 	}
 	fd = argument(sc, r->fd ? r->fd : 1);
 	/* utimensat and futimesat without a path: of the descriptor itself */
@@ -112,14 +111,15 @@ static __noinline int on_change(struct task_struct *task, const struct syscall *
 	}
 	if (r->length)
 		e->number = argument(sc, r->length);
-	if (r->times && !known)
-		e->number = read_time(r, sc, c);
+	if (r->times)
+		e->number = known ? sc->number : read_time(r, sc, c);
 
 	if (left_out(task, c) || crowded_out(&file_ring, CLASS_FILE, c, cgroup_of(task), 1))
 		return 0;
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;
 	e->h.flags |= sc->flags;
+	e->call = call;
 	e->result = sc->ret;
 	e->path_flags = s->path.flags | s->path.base.flags;
 	e->target_flags = s->target.flags | s->target.base.flags;

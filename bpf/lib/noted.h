@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What is known of the names of a change before it ends: of a system call what a hook told (hooks.h), of a request
+ * What is known of the names of a call before it ends: of a system call what a hook told (hooks.h), of a request
  * through an io_uring what it was submitted with (uring.h), and then what a hook told.
  */
 #pragma once
@@ -100,7 +100,7 @@ static __always_inline void copy_named(struct named *to, struct named *from)
  * Takes what was noted under key, which is then forgotten; false when that is nothing, or of another call. Then nothing
  * is changed.
  */
-static __noinline bool take_noted(__u64 key, struct named *path, struct named *target, struct path_event *e, __u64 user)
+static __noinline bool take_noted(__u64 key, struct named *path, struct named *target, struct syscall *sc, __u64 user)
 {
 	bool taken = false;
 	struct noted *n;
@@ -110,9 +110,9 @@ static __noinline bool take_noted(__u64 key, struct named *path, struct named *t
 	n = bpf_map_lookup_elem(&noted, &key);
 	if (!n)
 		return false;
-	if (n->call == e->call && n->action == e->h.action && n->user == user) {
+	if (n->call == sc->call && n->user == user) {
 		taken = true;
-		e->number = n->number;
+		sc->number = n->number;
 		copy_named(path, &n->path);
 		if (n->has_target)
 			copy_named(target, &n->target);

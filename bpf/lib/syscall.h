@@ -71,6 +71,7 @@ static __always_inline enum call current_call(void *regs, bool compat)
 struct syscall {
 	__u64 args[8]; /* six; with room for any index of three bits */
 	__s64 ret;
+	__u64 number; /* what was noted of it: see lib/noted.h */
 	__u32 call; /* enum call */
 	__u32 flags; /* enum header_flag: HEADER_COMPAT, HEADER_IO_URING */
 };

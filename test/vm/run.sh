@@ -14,7 +14,7 @@ modules=(fs/overlayfs/overlay)
 # What takes minutes without KVM and does not differ between kernels: millions of events, hundreds of restarts.
 slow='TestStorm TestTakeoverAgain'
 # Seconds for the tests of one kernel, which load the programs some hundred times. All run at once, so this and 30 bounds the whole.
-limit=480
+limit=900
 
 cache="${PICKET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/picket}/kernels"
 pattern=${1:-.}
