@@ -11,6 +11,7 @@ import (
 
 	"picket/internal/bus"
 	"picket/internal/service"
+	"picket/schemas"
 	"picket/services/sensor/redact"
 )
 
@@ -36,19 +37,20 @@ type Config struct {
 
 // KernelConfig is the part about the eBPF programs.
 type KernelConfig struct {
-	Instance     string   `yaml:"instance" doc:"Name of this sensor's pinned programs; one sensor per node needs no other than the default."`
-	BPFFS        string   `yaml:"bpffs" doc:"Where the BPF file system is, or is to be mounted."`
-	ProcessRing  int      `yaml:"process_ring_bytes" doc:"Size of the ring buffer of process events, a power of two."`
-	FileRing     int      `yaml:"file_ring_bytes" doc:"Size of the ring buffer of file events, a power of two."`
-	NetworkRing  int      `yaml:"network_ring_bytes" doc:"Size of the ring buffer of network events, a power of two."`
-	KernelRing   int      `yaml:"kernel_ring_bytes" doc:"Size of the ring buffer of events of class kernel, a power of two."`
-	DNSRing      int      `yaml:"dns_ring_bytes" doc:"Size of the ring buffer of DNS messages, a power of two."`
-	DNS          bool     `yaml:"dns" doc:"Report DNS questions and answers, and name the peers of connections by them. The programs for it run for every packet that a socket of the node sends or receives, and cost about 50 ns where it is not for port 53; they need CAP_NET_ADMIN to be attached."`
-	WatchedPaths []string `yaml:"watched_paths" doc:"Path prefixes whose files are also reported when opened for reading only. Files opened for writing or created are always reported."`
-	Environment  []string `yaml:"environment" doc:"Names of environment variables that an exec event has (the first 8 KiB of the environment are looked through). [] keeps none and saves the reading."`
-	Unwanted     []string `yaml:"unwanted_calls" doc:"System calls that are no events, by the names of evt.type; close is the end of TCP connections. They cost next to nothing then. The default leaves close out, which doubles the events of a node that makes many connections; set [] to have bytes and duration of each. Execs, forks and exits cannot be left out."`
-	Share        uint64   `yaml:"container_share" doc:"Events of files, and of the network, that one container (or the host outside of them) may add in 134 ms to a ring that is more than three quarters full, so that it does not blind the node to the others. What is left out is counted (rate_limited) and reported for the container. 0: no limit."`
-	KeepOnStop   bool     `yaml:"keep_on_stop" doc:"On a clean stop leave the programs running for the next start, so that an upgrade misses nothing. A crash always leaves them."`
+	Instance     string         `yaml:"instance" doc:"Name of this sensor's pinned programs; one sensor per node needs no other than the default."`
+	BPFFS        string         `yaml:"bpffs" doc:"Where the BPF file system is, or is to be mounted."`
+	ProcessRing  int            `yaml:"process_ring_bytes" doc:"Size of the ring buffer of process events, a power of two."`
+	FileRing     int            `yaml:"file_ring_bytes" doc:"Size of the ring buffer of file events, a power of two."`
+	NetworkRing  int            `yaml:"network_ring_bytes" doc:"Size of the ring buffer of network events, a power of two."`
+	KernelRing   int            `yaml:"kernel_ring_bytes" doc:"Size of the ring buffer of events of class kernel, a power of two."`
+	DNSRing      int            `yaml:"dns_ring_bytes" doc:"Size of the ring buffer of DNS messages, a power of two."`
+	DNS          bool           `yaml:"dns" doc:"Report DNS questions and answers, and name the peers of connections by them. The programs for it run for every packet that a socket of the node sends or receives, and cost about 50 ns where it is not for port 53; they need CAP_NET_ADMIN to be attached."`
+	Ignore       schemas.Ignore `yaml:"ignore"`
+	WatchedPaths []string       `yaml:"watched_paths" doc:"Path prefixes whose files are also reported when opened for reading only. Files opened for writing or created are always reported."`
+	Environment  []string       `yaml:"environment" doc:"Names of environment variables that an exec event has (the first 8 KiB of the environment are looked through). [] keeps none and saves the reading."`
+	Unwanted     []string       `yaml:"unwanted_calls" doc:"System calls that are no events, by the names of evt.type; close is the end of TCP connections. They cost next to nothing then. The default leaves close out, which doubles the events of a node that makes many connections; set [] to have bytes and duration of each. Execs, forks and exits cannot be left out."`
+	Share        uint64         `yaml:"container_share" doc:"Events of files, and of the network, that one container (or the host outside of them) may add in 134 ms to a ring that is more than three quarters full, so that it does not blind the node to the others. What is left out is counted (rate_limited) and reported for the container. 0: no limit."`
+	KeepOnStop   bool           `yaml:"keep_on_stop" doc:"On a clean stop leave the programs running for the next start, so that an upgrade misses nothing. A crash always leaves them."`
 }
 
 // RedactConfig is the part about secrets in command lines.
@@ -118,6 +120,9 @@ func (c Config) Validate() error {
 	}
 	if c.FlushInterval < time.Millisecond || c.FlushInterval > time.Second {
 		bad("flush_interval is %v: use 1ms to 1s", c.FlushInterval)
+	}
+	if err := c.Kernel.Ignore.Validate(); err != nil {
+		bad("kernel.ignore.%w", err)
 	}
 	for _, p := range c.Kernel.WatchedPaths {
 		if !strings.HasPrefix(p, "/") || len(p) > 256 {

@@ -214,7 +214,8 @@ func (l *lane) flush() error {
 func (l *lane) take() {
 	h := &l.ev.Header
 	if h.Action == bpf.ActionCgroup {
-		l.s.cgroups.Add(h.CgroupID, string(l.ev.Cgroup.Path))
+		c := l.s.cgroups.Add(h.CgroupID, string(l.ev.Cgroup.Path))
+		l.s.ignoreContainer(h.CgroupID, c, containerid.Names{})
 		return
 	}
 	count := l.ev.Count()
@@ -362,6 +363,10 @@ func (l *lane) fork() {
 
 func (l *lane) exit() {
 	h, x := &l.ev.Header, &l.ev.Exit
+	if l.ev.Count() == 0 { // ignored; it only need not be remembered
+		l.s.tree.Exit(h.TGID, h.StartTime, h.Time)
+		return
+	}
 	p := l.actor()
 	l.s.tree.Exit(h.TGID, h.StartTime, h.Time)
 	l.b.Str(schemas.Action, "exit")
@@ -614,6 +619,9 @@ func (l *lane) finish(p *proctree.Proc) {
 	t.session = leader
 
 	l.ancestors = s.tree.Ancestors(p, l.ancestors[:0])
+	if !again {
+		s.ignoreProcess(p, l.ancestors, h.StartTime)
+	}
 	ppid := h.ParentTGID
 	if len(l.ancestors) > 0 {
 		ppid = l.ancestors[0].PID
@@ -670,6 +678,7 @@ func (l *lane) container() (known bool) {
 		b.Str(schemas.ContainerImageHash, n.Digest)
 		b.Str(schemas.PodName, n.Pod)
 		b.Str(schemas.Namespace, n.PodNamespace)
+		s.ignoreContainer(h.CgroupID, c, n)
 	}
 
 	// A container has a passwd file of its own; only root is root everywhere.

@@ -536,3 +536,142 @@ func address(b *batch.Batch, id schemas.FieldID, row int) netip.Addr {
 	a, _ := b.Bytes16(id, row)
 	return netip.AddrFrom16(a).Unmap()
 }
+
+// TestLiveSelection: what a sensor reports follows its key in picket_control
+// while it runs, and is kept for the next start.
+func TestLiveSelection(t *testing.T) {
+	needRoot(t)
+	s := natstest.Start(t)
+	cfg := config(t, s)
+	id := strings.Repeat("1dea", 16)
+	cfg.Kernel.Ignore.Containers = []string{"id=" + id}
+	stop := start(t, cfg)
+	dir := t.TempDir()
+	watched := filepath.Join(dir, "watched")
+	if err := os.WriteFile(watched, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	agent := filepath.Join(dir, "agent")
+	sh, err := os.ReadFile("/bin/sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(agent, sh, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.7:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	bash := fmt.Sprintf(`echo >"$0"; cat %s; mv "$0" "$0".moved; exec 3<>/dev/tcp/127.0.0.7/%d`, watched, ln.Addr().(*net.TCPAddr).Port)
+	// act does the same each time, in a process, in an agent and in a container, and returns their ids.
+	cgroup := cgrouptest.Make(t, fmt.Sprintf("picket-test-%d/docker-%s.scope", os.Getpid(), id))
+	act := func(name string) (pids [3]int) {
+		for i, cmd := range []*exec.Cmd{
+			exec.Command("bash", "-c", bash, filepath.Join(dir, name)),
+			exec.Command(agent, "-c", `echo >"$0"; cat "$0"; true`, filepath.Join(dir, name+"-agent")),
+			exec.Command("bash", "-c", bash, filepath.Join(dir, name+"-contained")),
+		} {
+			var out []byte
+			var err error
+			if i == 2 {
+				out, err = cgrouptest.CombinedOutput(t, cmd, cgroup)
+			} else {
+				out, err = cmd.CombinedOutput()
+			}
+			if err != nil {
+				t.Fatalf("%v %s", err, out)
+			}
+			pids[i] = cmd.Process.Pid
+		}
+		return pids
+	}
+	b := natstest.Connect(t, s, schemas.ServiceAdmin)
+	kv, err := b.JS.KeyValue(t.Context(), schemas.BucketControl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select_ := func(json string, logged string, times int) {
+		t.Helper()
+		if _, err := kv.PutString(t.Context(), schemas.ControlKey(cfg.Cluster, cfg.Node), json); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			log, _ := os.ReadFile(cfg.Log.File)
+			if strings.Count(string(log), logged) == times {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s: not in the log: %q", json, logged)
+			}
+		}
+	}
+	const applied, refused = `"msg":"selection applied"`, `the selection is refused`
+	before := act("before")
+	select_(fmt.Sprintf(`{"watched_paths":[%q],"ignore":{"programs":[%q],"peers":["127.0.0.7"]}}`, watched, agent), applied, 1)
+	during := act("during")
+	select_(`{"ignore":{"peers":["nonsense"]}}`, refused, 1)
+	select_(`{"classes":["process","network"],"unwanted_calls":["connect"]}`, applied, 2)
+	classes := act("classes")
+	stop()
+	// Without the bucket what is in force is what the sensor kept.
+	if err := b.JS.DeleteKeyValue(t.Context(), schemas.BucketControl); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(cfg.Log.File, 0); err != nil {
+		t.Fatal(err)
+	}
+	stop = start(t, cfg)
+	restarted := act("restarted")
+	time.Sleep(200 * time.Millisecond)
+	stop()
+
+	seen := map[int]map[string]int{}
+	for _, pids := range [][3]int{before, during, classes, restarted} {
+		for _, pid := range pids {
+			seen[pid] = map[string]int{}
+		}
+	}
+	all := batches(t, s)
+	for range 2 { // the forks first: what a shell starts is told with it
+		for _, b := range all {
+			for r := range b.Rows() {
+				pid, parent := int(b.Uint(schemas.ProcessPID, r)), int(b.Uint(schemas.ProcessParentPID, r))
+				if b.Class() == schemas.Process && seen[parent] != nil && seen[pid] == nil {
+					seen[pid] = seen[parent]
+				}
+			}
+		}
+	}
+	for _, b := range all {
+		for r := range b.Rows() {
+			if got := seen[int(b.Uint(schemas.ProcessPID, r))]; got != nil && b.Class() != schemas.Health {
+				what := b.Str(schemas.Action, r)
+				if what == "open" && b.Str(schemas.FilePath, r) == watched {
+					what = "read"
+				}
+				got[what]++
+			}
+		}
+	}
+	for what, tt := range map[string]struct {
+		pids                                              [3]int
+		open, read, rename, connect, agentOpen, agentExec bool
+	}{
+		"before":    {before, true, false, true, true, true, true},
+		"during":    {during, true, true, true, false, false, true},
+		"classes":   {classes, false, false, false, false, false, true},
+		"restarted": {restarted, false, false, false, false, false, true},
+	} {
+		got := seen[tt.pids[0]]
+		agent := seen[tt.pids[1]]
+		if (got["open"] > 0) != tt.open || (got["read"] > 0) != tt.read || (got["rename"] > 0) != tt.rename || (got["connect"] > 0) != tt.connect ||
+			got["exec"] == 0 || (agent["open"] > 0) != tt.agentOpen || (agent["exec"] > 0) != tt.agentExec {
+			t.Errorf("%s: %v, of the agent %v", what, got, agent)
+		}
+		if len(seen[tt.pids[2]]) > 0 {
+			t.Errorf("%s: of the ignored container %v", what, seen[tt.pids[2]])
+		}
+	}
+}

@@ -23,7 +23,8 @@ const (
 	counterFiltered  = "kernel_filtered"
 	counterThreads   = "kernel_threads"
 	counterMissed    = "kernel_missed"
-	counterErrors    = "kernel_errors_" // + kind
+	counterErrors    = "kernel_errors_"     // + kind
+	counterSelection = "selection_revision" // of the key in picket_control
 	counterPublished = "published"
 )
 
@@ -35,6 +36,8 @@ type metrics struct {
 	unnamed   prometheus.Counter
 	nameless  prometheus.Counter
 	unordered prometheus.Counter
+	selection prometheus.Gauge
+	refused   prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -47,7 +50,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		nameless:  prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_container_names_missing_total", Help: "Containers of which no runtime's state could be read, so that the sensor knows them by id alone."}),
 		unordered: prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_order_timeouts_total", Help: "File and network events that did not wait any longer for an earlier process event."}),
 	}
-	reg.MustRegister(m.kernel, m.read, m.tree, m.unknown, m.unnamed, m.nameless, m.unordered)
+	m.selection = prometheus.NewGauge(prometheus.GaugeOpts{Name: "picket_sensor_selection_revision", Help: "Revision of the selection in picket_control that is in force; 0: none was received."})
+	m.refused = prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_selections_refused_total", Help: "Selections in picket_control that could not be applied: the one before stayed in force."})
+	reg.MustRegister(m.kernel, m.read, m.tree, m.unknown, m.unnamed, m.nameless, m.unordered, m.selection, m.refused)
 	return m
 }
 

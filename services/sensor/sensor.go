@@ -81,6 +81,11 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return box.Run(boxCtx, stopGrace) })
 	g.Go(func() error {
 		defer stopBox()
+		follow, stop := context.WithCancel(gctx)
+		var wg sync.WaitGroup
+		wg.Go(func() { s.follow(follow, rt.Bus) })
+		defer wg.Wait()
+		defer stop()
 		return s.run(gctx)
 	})
 	return g.Wait()
@@ -131,6 +136,8 @@ type sensor struct {
 	handled [bpf.NumClasses]progress
 	// names has what addresses were asked for by, by network namespace.
 	names *lru.Cache[namedAddress, string]
+	// ignored is of the selection that is in force.
+	ignored atomic.Pointer[ignored]
 	// late counts, per class and CPU, events that the previous run had
 	// spooled without noting it in the ledger.
 	late [bpf.NumClasses][]uint64
@@ -230,9 +237,6 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if err := s.takeUp(notes); err != nil {
 		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
 	}
-	if err := s.kernel.SetWatchedPaths(cfg.Kernel.WatchedPaths); err != nil {
-		return nil, errors.Join(fmt.Errorf("kernel.watched_paths: %w", err), s.kernel.Close(true), s.cgroups.Close())
-	}
 	if err := s.kernel.SetShare(cfg.Kernel.Share); err != nil {
 		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
 	}
@@ -243,8 +247,8 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if err := s.kernel.SetEnvironment(len(s.environment) > 0); err != nil {
 		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
 	}
-	if err := s.kernel.SetUnwanted(cfg.Kernel.Unwanted); err != nil {
-		return nil, errors.Join(fmt.Errorf("kernel.unwanted_calls: %w", err), s.kernel.Close(true), s.cgroups.Close())
+	if err := s.apply(s.loadSelection()); err != nil {
+		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
 	}
 	n, err := s.tree.Seed("/proc", s.hostMnt, func(pid uint32) string {
 		c, _ := s.cgroups.ResolvePID(pid)

@@ -76,10 +76,22 @@ func (r *Resolver) Hierarchy() Hierarchy { return r.h }
 func (r *Resolver) Close() error { return r.mount.Close() }
 
 // Add tells of a cgroup: its id, and its path from the root of the hierarchy.
-// An empty path is not taken in.
-func (r *Resolver) Add(id uint64, path string) {
-	if path != "" {
-		r.keep(id, Parse(path))
+// An empty path is not taken in. It returns what the path says.
+func (r *Resolver) Add(id uint64, path string) Info {
+	if path == "" {
+		return Info{}
+	}
+	in := Parse(path)
+	r.keep(id, in)
+	return in
+}
+
+// Each calls f for every cgroup that is known.
+func (r *Resolver) Each(f func(id uint64, in Info)) {
+	for _, id := range r.cache.Keys() {
+		if in, ok := r.cache.Peek(id); ok {
+			f(id, in)
+		}
 	}
 }
 
