@@ -287,16 +287,20 @@ type OpenFields struct {
 	Nlink     uint32
 	FD        int32
 	Call      uint32 // see Event.Syscall
-	Pad       uint32
+	LinkLen   uint32
 	PathFlags uint32 // Path… bits
 	PathLen   uint32
+	SourceLen uint32
+	Pad       uint32
 }
 
 // OpenEvent tells of a file opened for writing, created, or read under a watched path.
-// Path aliases the sample it was decoded from.
+// The slices alias the sample it was decoded from.
 type OpenEvent struct {
 	OpenFields
-	Path []byte // absolute, symbolic links resolved, as the process sees it
+	Path   []byte // absolute, symbolic links resolved, as the process sees it
+	Link   []byte // a watched path that the file has too: it was opened by a hard link
+	Source []byte // of a process in another mount namespace than the host's: the path in the file's own file system
 }
 
 // NotChanged is in the New… fields what an operation leaves as it is, NoNumber in Number what it does not set.
@@ -555,7 +559,8 @@ func Decode(sample []byte, ev *Event) error {
 	case ActionOpen:
 		class = ClassFile
 		rest, ok = take(rest, &ev.Open.OpenFields)
-		ok = ok && cut(&rest, ev.Open.PathLen, MaxPath, &ev.Open.Path)
+		ok = ok && cut(&rest, ev.Open.PathLen, MaxPath, &ev.Open.Path) && cut(&rest, ev.Open.LinkLen, MaxPath, &ev.Open.Link) &&
+			cut(&rest, ev.Open.SourceLen, MaxPath, &ev.Open.Source)
 	case ActionRename, ActionUnlink, ActionRmdir, ActionMkdir, ActionLink, ActionSymlink, ActionChmod, ActionChown,
 		ActionMknod, ActionTruncate, ActionUtimes, ActionSetxattr, ActionRemovexattr:
 		class = ClassFile

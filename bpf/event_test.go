@@ -66,8 +66,8 @@ func records() []record {
 	exec := ExecEvent{ExecFields: number[ExecFields](50)}
 	exec.Filename, exec.Exe, exec.Cwd, exec.Args, exec.Env = []byte("./true"), []byte("/bin/true"), []byte("/bin"), []byte("true\x00\xff\x00"), []byte("A=b\x00")
 	exec.FilenameLen, exec.ExeLen, exec.CwdLen, exec.ArgsLen, exec.EnvLen = 6, 9, 4, 7, 4
-	open := OpenEvent{OpenFields: number[OpenFields](90), Path: []byte("/etc/passwd")}
-	open.PathLen = 11
+	open := OpenEvent{OpenFields: number[OpenFields](90), Path: []byte("/etc/passwd"), Link: []byte("/etc/shadow"), Source: []byte("/p")}
+	open.PathLen, open.LinkLen, open.SourceLen = 11, 11, 2
 	change := PathEvent{PathFields: number[PathFields](110), Base: []byte("/tmp"), Path: []byte("a"), TargetBase: []byte("/var/tmp"), Target: []byte("../bc")}
 	change.BaseLen, change.PathLen, change.TargetBaseLen, change.TargetLen = 4, 1, 8, 5
 	fork, exit, conn := number[ForkEvent](70), number[ExitEvent](80), ConnEvent{ConnFields: number[ConnFields](100), Path: []byte("\x00abstract")}
@@ -75,7 +75,7 @@ func records() []record {
 	conn.PathLen = 9
 	he, ho, hf, hx, hc := header(ClassProcess, ActionExec), header(ClassFile, ActionOpen), header(ClassProcess, ActionFork), header(ClassProcess, ActionExit), header(ClassNetwork, ActionConnect)
 	be := encode(he, exec.ExecFields, "./true", "/bin/true", "/bin", "true\x00\xff\x00", "A=b\x00")
-	bo := encode(ho, open.OpenFields, "/etc/passwd")
+	bo := encode(ho, open.OpenFields, "/etc/passwd", "/etc/shadow", "/p")
 	hp := header(ClassFile, ActionRename)
 	bp := encode(hp, change.PathFields, "/tmp", "a", "/var/tmp", "../bc")
 	call := CallEvent{CallFields: number[CallFields](120), Base: []byte("/tmp"), Path: []byte("a"), TargetBase: []byte("/var/tmp"), Target: []byte("../bc")}
@@ -259,9 +259,10 @@ func FuzzDecode(f *testing.F) {
 		case ActionExit:
 			n += int(unsafe.Sizeof(ev.Exit))
 		case ActionOpen:
-			n += int(unsafe.Sizeof(ev.Open.OpenFields)) + len(ev.Open.Path)
-			if !bytes.HasSuffix(b, ev.Open.Path) {
-				t.Fatal("the path is not the record's end")
+			o := &ev.Open
+			n += int(unsafe.Sizeof(o.OpenFields)) + len(o.Path) + len(o.Link) + len(o.Source)
+			if got := bytes.Join([][]byte{o.Path, o.Link, o.Source}, nil); !bytes.HasSuffix(b, got) {
+				t.Fatal("strings are not the record's end")
 			}
 		case ActionConnect, ActionAccept, ActionDup, ActionSocket, ActionBind, ActionListen, ActionSend, ActionClose:
 			n += int(unsafe.Sizeof(ev.Conn.ConnFields)) + len(ev.Conn.Path)

@@ -12,7 +12,9 @@
 struct file_scratch {
 	struct open_event event;
 	struct watch_key key;
-	struct walk path;
+	struct walk path; /* behind each walk there must be room for another MAX_PATH: see room */
+	struct walk link;
+	struct walk source;
 	/*
 	 * A path is copied out from buf[MAX_PATH - len], len bytes. The verifier knows a bound of each, not
 	 * that they add up to MAX_PATH: it wants room for both. It is never touched.
@@ -55,19 +57,73 @@ static __always_inline bool is_noise(struct inode *inode, __u32 mode)
 	}
 }
 
-/* Whether the walked path is under one of the watched ones (see watch.go for the keys). */
-static __always_inline bool is_watched(struct file_scratch *s)
+/* Whether a walked path is under one of the watched ones (see watch.go for the keys). */
+static __noinline bool is_watched(struct file_scratch *s, struct walk *w)
 {
-	__u32 pos = s->path.pos, len;
+	__u32 pos = w->pos, len;
 
 	if (pos >= MAX_PATH)
 		return false;
 	/* With the NUL that follows the path: it ends an exact match. */
 	len = MAX_PATH - pos + 1;
 	s->key.prefix_bits = (len < WATCH_BYTES ? len : WATCH_BYTES) * 8;
-	if (bpf_probe_read_kernel(s->key.path, sizeof(s->key.path), &s->path.buf[pos]))
+	if (bpf_probe_read_kernel(s->key.path, sizeof(s->key.path), &w->buf[pos]))
 		return false;
 	return bpf_map_lookup_elem(&watches, &s->key) != NULL;
+}
+
+/* More names of a file than these are not looked at. */
+#define MAX_LINKS 16
+
+struct links {
+	struct file_scratch *s;
+	struct vfsmount *mnt;
+	struct dentry *opened;
+	struct hlist_node *next;
+	bool found;
+};
+
+static long look_at_link(__u32 i, struct links *l)
+{
+	struct hlist_node *node = l->next;
+	struct dentry *dentry;
+
+	if (!node)
+		return 1;
+	dentry = (void *)node - bpf_core_field_offset(struct dentry, d_u.d_alias);
+	l->next = BPF_CORE_READ(node, next);
+	if (dentry == l->opened)
+		return 0;
+	walk_path(&l->s->link, l->mnt, dentry, bpf_get_current_task_btf());
+	l->found = is_watched(l->s, &l->s->link);
+	return l->found;
+}
+
+/*
+ * Whether the file has another name that is watched. Only names that the kernel has in memory are seen: who makes a
+ * hard link has just looked the watched one up.
+ */
+static __noinline bool has_watched_link(struct file_scratch *s, struct vfsmount *mnt, struct dentry *dentry,
+					struct inode *inode)
+{
+	struct links l = {.s = s, .mnt = mnt, .opened = dentry};
+
+	l.next = BPF_CORE_READ(inode, i_dentry.first);
+	bpf_loop(MAX_LINKS, look_at_link, &l, 0);
+	return l.found;
+}
+
+/* Whether a process of another mount namespace may see a file by another path than the host does. */
+static __always_inline bool may_be_elsewhere(struct task_struct *task, struct super_block *sb)
+{
+	struct nsproxy *nsproxy = task->nsproxy;
+	unsigned long magic;
+
+	if (!config.host_mnt_ns || !nsproxy || nsproxy->mnt_ns->ns.inum == config.host_mnt_ns)
+		return false;
+	magic = BPF_CORE_READ(sb, s_magic);
+	/* A container's own layers, and what has no files of the host. */
+	return magic != OVERLAYFS_SUPER_MAGIC && magic != PROC_SUPER_MAGIC && magic != SYSFS_MAGIC;
 }
 
 /* The flags the caller gave. The kernel keeps only some of them in the file. */
@@ -101,7 +157,9 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 	struct inode *inode;
 	struct bpf_dynptr record;
 	struct file *file;
-	__u32 zero = 0, fd = sc->ret, f_mode, mode, access, len;
+	__u32 zero = 0, fd = sc->ret, f_mode, mode, access, len, link_len = 0, source_len = 0, off;
+	struct super_block *sb;
+	struct vfsmount *mnt;
 
 	if (!c)
 		return 0;
@@ -127,9 +185,22 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 	if (!s || left_out(task, c))
 		return 0;
 	dentry = BPF_CORE_READ(file, f_path.dentry);
-	walk_path(&s->path, BPF_CORE_READ(file, f_path.mnt), dentry, task);
-	if (config.watching && is_watched(s))
+	mnt = BPF_CORE_READ(file, f_path.mnt);
+	sb = BPF_CORE_READ(inode, i_sb);
+	walk_path(&s->path, mnt, dentry, task);
+	if (config.watching && is_watched(s, &s->path))
 		access |= OPEN_WATCHED;
+	if (may_be_elsewhere(task, sb)) {
+		walk_in_file_system(&s->source, mnt, dentry, BPF_CORE_READ(sb, s_root));
+		source_len = walk_len(&s->source);
+		if (config.watching && config.host_root_dev == BPF_CORE_READ(sb, s_dev) && is_watched(s, &s->source))
+			access |= OPEN_WATCHED;
+	}
+	if (config.watching && !(access & OPEN_WATCHED) && (mode & S_IFMT) == S_IFREG &&
+	    BPF_CORE_READ(inode, i_nlink) > 1 && has_watched_link(s, mnt, dentry, inode)) {
+		access |= OPEN_WATCHED;
+		link_len = walk_len(&s->link);
+	}
 	if (!(access & (OPEN_WRITE | OPEN_CREATED | OPEN_WATCHED)))
 		return 0;
 
@@ -144,7 +215,7 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 	e->file_flags = BPF_CORE_READ(file, f_flags);
 	e->flags = open_flags(sc, e->file_flags, c);
 	e->ino = BPF_CORE_READ(inode, i_ino);
-	e->dev = encode_dev(BPF_CORE_READ(inode, i_sb, s_dev));
+	e->dev = encode_dev(BPF_CORE_READ(sb, s_dev));
 	e->mode = mode;
 	e->uid = BPF_CORE_READ(inode, i_uid.val);
 	e->gid = BPF_CORE_READ(inode, i_gid.val);
@@ -158,7 +229,10 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 		count(&c->errors[ERROR_PATH]);
 	len = walk_len(&s->path);
 	e->path_len = len;
-	e->h.size = sizeof(*e) + len;
+	e->link_len = link_len;
+	e->source_len = source_len;
+	e->pad = 0;
+	e->h.size = sizeof(*e) + len + link_len + source_len;
 
 	e->h.seq = next_seq(c, !bpf_ringbuf_reserve_dynptr(&file_ring, e->h.size, 0, &record));
 	if (!e->h.seq) {
@@ -167,6 +241,12 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 	}
 	bpf_dynptr_write(&record, 0, e, sizeof(*e), 0);
 	bpf_dynptr_write(&record, sizeof(*e), &s->path.buf[MAX_PATH - len], len, 0);
+	off = sizeof(*e) + len;
+	if (link_len)
+		bpf_dynptr_write(&record, off, &s->link.buf[MAX_PATH - link_len], link_len, 0);
+	off += link_len;
+	if (source_len)
+		bpf_dynptr_write(&record, off, &s->source.buf[MAX_PATH - source_len], source_len, 0);
 	bpf_ringbuf_submit_dynptr(&record, 0);
 	return 0;
 }

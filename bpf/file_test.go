@@ -3,8 +3,10 @@ package bpf
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -352,5 +354,113 @@ func TestWatchedPathErrors(t *testing.T) {
 	}
 	if err := k.SetWatchedPaths(append(paths[2:], "/"+strings.Repeat("x", 254))); err != nil {
 		t.Errorf("MaxWatches other paths: %v", err)
+	}
+}
+
+func init() {
+	// elsewhere DIR: reads and writes a file through a bind mount that only this process has.
+	helpers["elsewhere"] = func(args []string) error {
+		dir := args[0]
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := unix.Mount(dir+"/source", dir+"/target", "", unix.MS_BIND, ""); err != nil {
+			return err
+		}
+		if _, err := os.ReadFile(dir + "/target/secret"); err != nil {
+			return err
+		}
+		return os.WriteFile(dir+"/target/written", nil, 0o600)
+	}
+}
+
+// TestOpenElsewhere: what a process sees by another path than the host does has the path in its own file system, by
+// which it is watched too.
+func TestOpenElsewhere(t *testing.T) {
+	c := sensor(t)
+	dir := t.TempDir()
+	for _, d := range []string{"/source", "/target"} {
+		if err := os.Mkdir(dir+d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(dir+"/source/secret", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	own := inode(t, "/proc/self/ns/mnt").Ino
+	elsewhere := func() uint32 {
+		cmd := helper(t, "elsewhere", dir)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+		return run(t, cmd)
+	}
+	opens := func(pid uint32) map[string]string {
+		c.settle(t)
+		got := map[string]string{}
+		for _, ev := range c.all(by(pid, ActionOpen)) {
+			if strings.HasPrefix(string(ev.Open.Path), dir) {
+				got[filepath.Base(string(ev.Open.Path))] = string(ev.Open.Source)
+			}
+		}
+		return got
+	}
+	if got := opens(elsewhere()); len(got) != 1 || got["written"] != "" {
+		t.Errorf("before the host is known: %q", got)
+	}
+	dev := inode(t, dir).Dev
+	if err := c.k.SetHost(uint32(own), dev); err != nil {
+		t.Fatal(err)
+	}
+	source := opens(elsewhere())["written"]
+	if !strings.HasSuffix(source, "/source/written") || !strings.HasSuffix(dir+"/source/written", source) {
+		t.Fatalf("the path in its own file system is %q", source)
+	}
+	if err := c.k.SetWatchedPaths([]string{filepath.Dir(source) + "/secret"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := opens(elsewhere()); got["secret"] != filepath.Dir(source)+"/secret" {
+		t.Errorf("watched by the host's path: %q", got)
+	}
+	if err := c.k.SetHost(uint32(own), 0); err != nil {
+		t.Fatal(err)
+	}
+	if dir == filepath.Dir(filepath.Dir(source)) {
+		return // the path is the same in the file system and in the tree: it is watched as it stands
+	}
+	if got := opens(elsewhere()); got["secret"] != "" {
+		t.Errorf("watched on another file system: %q", got)
+	}
+}
+
+// TestOpenHardLink: a watched file that is opened by another of its names.
+func TestOpenHardLink(t *testing.T) {
+	c := sensor(t)
+	dir := t.TempDir()
+	for _, d := range []string{"/secret", "/other"} {
+		if err := os.Mkdir(dir+d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{"/secret/key", "/other/file"} {
+		if err := errors.Join(os.WriteFile(dir+f, nil, 0o600), os.Link(dir+f, dir+f+".link"), os.Rename(dir+f+".link", dir+"/"+filepath.Base(f))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.k.SetWatchedPaths([]string{dir + "/secret"}); err != nil {
+		t.Fatal(err)
+	}
+	pid := run(t, exec.Command("cat", dir+"/key", dir+"/file", dir+"/secret/key"))
+	c.settle(t)
+	got := map[string]string{}
+	for _, ev := range c.all(by(pid, ActionOpen)) {
+		got[strings.TrimPrefix(string(ev.Open.Path), dir)] = strings.TrimPrefix(string(ev.Open.Link), dir)
+	}
+	if link, ok := got["/secret/key"]; !ok || link != "" {
+		t.Errorf("by its own name: %q", got)
+	}
+	if got["/key"] != "/secret/key" {
+		t.Errorf("by another name: %q", got)
+	}
+	if _, ok := got["/file"]; ok {
+		t.Error("a file that is not watched is told for its links")
 	}
 }

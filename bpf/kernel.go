@@ -542,8 +542,10 @@ const (
 	configShare       = 24
 	configIgnoring    = 32
 	configGeneration  = 36
-	configUnwanted    = 40
-	configBytes       = 72
+	configHostMntNS   = 40
+	configHostRootDev = 44
+	configUnwanted    = 48
+	configBytes       = 80
 )
 
 // SetEnvironment sets whether an exec event has the program's environment.
@@ -558,6 +560,23 @@ func (k *Kernel) SetEnvironment(on bool) error {
 		value = 1
 	}
 	return k.set(configEnvironment, value)
+}
+
+// SetHost tells of the host's mount namespace, by inode number, and of the file system that is its root directory: dev is
+// its number as stat(2) gives it, 0 where the root directory is only a part of it. Files that processes of other
+// namespaces open then have their path in the file's own file system, and on that one it is watched, too. Without, they
+// have not.
+func (k *Kernel) SetHost(mntNS uint32, dev uint64) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return errClosed
+	}
+	kernelDev := uint32(0)
+	if dev != 0 {
+		kernelDev = unix.Major(dev)<<20 | unix.Minor(dev)
+	}
+	return k.write(configHostMntNS, binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, mntNS), kernelDev))
 }
 
 // SetShare sets how many events of the classes file and network each cgroup may add to the class's ring within 134 ms

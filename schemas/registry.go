@@ -119,6 +119,8 @@ var (
 	FileInode      = add(Field{Name: "file_inode", Type: Uint64, Classes: paths, Doc: "Inode number."})
 	FileDevice     = add(Field{Name: "file_device", Type: Uint32, Classes: file, Doc: "Device number of the file system, kernel encoding (major << 20 | minor)."})
 	FilePathTarget = add(Field{Name: "file_path_target", Type: Name, Classes: paths, Wide: true, Doc: "Second path: the new one of a rename, the file that a link names, the text that a symlink holds, the name of an extended attribute, the source of a mount."})
+	FilePathHost   = add(Field{Name: "file_path_host", Type: Name, Classes: file, Wide: true, Doc: "open: where the host has the file that a process in another mount namespace opened by another path, as through a hostPath volume; empty where it is the same path or the host has none."})
+	FilePathLink   = add(Field{Name: "file_path_linked", Type: Name, Classes: file, Wide: true, Doc: "open: the watched path that the file also has, when it was opened by another hard link."})
 	FileModeNew    = add(Field{Name: "file_mode_new", Type: Uint32, Classes: file, Doc: "chmod, mkdir, mknod: permission bits asked for; of mknod with the type."})
 	FileUserIDNew  = add(Field{Name: "file_user_id_new", Type: Int64, Classes: file, Doc: "chown: the new owner; -1 leaves it."})
 	FileGroupIDNew = add(Field{Name: "file_group_id_new", Type: Int64, Classes: file, Doc: "chown: the new group; -1 leaves it."})

@@ -227,10 +227,16 @@ struct open_event {
 	__u32 nlink;
 	__s32 fd;
 	__u32 call; /* enum call */
-	__u32 pad;
+	__u32 link_len;
 	__u32 path_flags; /* enum path_flag */
 	__u32 path_len;
-	/* char path[] */
+	__u32 source_len;
+	__u32 pad;
+	/*
+	 * char path[], link[], source[]. link is a watched path that the file has too: it was opened by a hard link. source
+	 * is the path in the file's own file system, of a file that a process in another mount namespace than the host's
+	 * opens: it may be reached by another path from there.
+	 */
 };
 
 /* In the new_* fields and number of a path_event: the operation leaves it as it is, or does not set it. */

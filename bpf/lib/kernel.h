@@ -89,6 +89,8 @@ enum {
 #define FMODE_WRITE 0x2
 #define FMODE_CREATED 0x100000
 #define OVERLAYFS_SUPER_MAGIC 0x794c7630
+#define PROC_SUPER_MAGIC 0x9fa0
+#define SYSFS_MAGIC 0x62656572
 #define ANON_INODE_FS_MAGIC 0x09041934
 #define PIDTYPE_PGID 2
 #define PIDTYPE_SID 3
@@ -217,9 +219,18 @@ struct hlist_bl_node {
 	struct hlist_bl_node **pprev;
 };
 
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
 struct super_block {
 	__u32 s_dev;
 	unsigned long s_magic;
+	struct dentry *s_root;
 };
 
 struct timespec64 {
@@ -235,6 +246,7 @@ struct inode {
 	unsigned long i_ino;
 	unsigned int i_nlink;
 	__u32 i_rdev;
+	struct hlist_head i_dentry; /* the dentries that are known of it */
 	__s64 i_mtime_sec; /* since 6.11 */
 	__s64 i_ctime_sec;
 	__u32 i_mtime_nsec;
@@ -256,6 +268,9 @@ struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;
+	union {
+		struct hlist_node d_alias;
+	} d_u;
 };
 
 struct vfsmount {

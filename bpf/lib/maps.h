@@ -106,6 +106,8 @@ struct config {
 	__u64 share; /* events that a cgroup may add to a nearly full ring in one window; 0: as many as there are */
 	__u32 ignoring; /* enum ignore */
 	__u32 generation; /* of the set of ignored programs */
+	__u32 host_mnt_ns; /* the host's mount namespace; 0: not known */
+	__u32 host_root_dev; /* of its root directory's file system, as in s_dev; 0: that is not mounted there as a whole */
 	__u64 unwanted[4]; /* bit n: events of enum call n are not wanted: they are not looked at, and not counted */
 } config SEC(".data.config");
 

@@ -112,6 +112,15 @@ static long walk_step(__u32 i, struct walk **ctx)
 	return 0;
 }
 
+static __always_inline void walk_all(struct walk *w)
+{
+	bpf_loop(MAX_STEPS, walk_step, &w, 0);
+	if (w->pos == MAX_PATH && !(w->flags & PATH_FAULT)) {
+		w->pos = MAX_PATH - 1;
+		w->buf[MAX_PATH - 1] = '/';
+	}
+}
+
 static __always_inline void walk_up(struct walk *w, struct vfsmount *mnt, struct dentry *dentry)
 {
 	w->pos = MAX_PATH;
@@ -122,11 +131,7 @@ static __always_inline void walk_up(struct walk *w, struct vfsmount *mnt, struct
 		w->flags = PATH_FAULT;
 		return;
 	}
-	bpf_loop(MAX_STEPS, walk_step, &w, 0);
-	if (w->pos == MAX_PATH && !(w->flags & PATH_FAULT)) {
-		w->pos = MAX_PATH - 1;
-		w->buf[MAX_PATH - 1] = '/';
-	}
+	walk_all(w);
 }
 
 /* Walks path, which the task in whose root directory it is seen has open; the result is in *w. */
@@ -151,6 +156,20 @@ static __noinline void walk_to_top(struct walk *w, struct vfsmount *mnt, struct 
 	w->root_mnt = NULL;
 	walk_up(w, mnt, dentry);
 	w->flags &= ~PATH_OUTSIDE; /* that is where it was to lead */
+}
+
+/* Walks path within its own file system, whatever part of it is mounted where. */
+static __noinline void walk_in_file_system(struct walk *w, struct vfsmount *mnt, struct dentry *dentry,
+					   struct dentry *root)
+{
+	w->root_dentry = root;
+	w->root_mnt = mnt;
+	w->pos = MAX_PATH;
+	w->flags = 0;
+	w->dentry = dentry;
+	w->mnt = mnt;
+	w->mnt_root = NULL; /* no mount is crossed */
+	walk_all(w);
 }
 
 /* Length of the walked path, bounded for the verifier. */

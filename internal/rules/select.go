@@ -184,7 +184,7 @@ func readsOf(p *predicate, not bool) reads {
 		}
 		ok := false
 		switch p.operand.ref {
-		case "fd.name", "fd.nameraw", "evt.arg.name":
+		case "fd.name", "fd.nameraw", "fd.paths", "evt.arg.name":
 			switch p.op {
 			case opEq, opIn, opIntersects:
 				ok = add(v)

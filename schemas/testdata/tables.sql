@@ -165,6 +165,8 @@ CREATE TABLE IF NOT EXISTS picket.file (
     file_inode UInt64 COMMENT 'Inode number.',
     file_device UInt32 COMMENT 'Device number of the file system, kernel encoding (major << 20 | minor).',
     file_path_target String COMMENT 'Second path: the new one of a rename, the file that a link names, the text that a symlink holds, the name of an extended attribute, the source of a mount.' CODEC(ZSTD(1)),
+    file_path_host String COMMENT 'open: where the host has the file that a process in another mount namespace opened by another path, as through a hostPath volume; empty where it is the same path or the host has none.' CODEC(ZSTD(1)),
+    file_path_linked String COMMENT 'open: the watched path that the file also has, when it was opened by another hard link.' CODEC(ZSTD(1)),
     file_mode_new UInt32 COMMENT 'chmod, mkdir, mknod: permission bits asked for; of mknod with the type.',
     file_user_id_new Int64 COMMENT 'chown: the new owner; -1 leaves it.',
     file_group_id_new Int64 COMMENT 'chown: the new group; -1 leaves it.',

@@ -28,6 +28,17 @@ func hostFile(path string) string {
 	return host
 }
 
+// hostProc is a file of process 1's, or where that may do more than this
+// process, of its own.
+func hostProc(name string) string {
+	f, err := os.Open("/proc/1/" + name)
+	if err != nil {
+		return "/proc/self/" + name
+	}
+	f.Close()
+	return "/proc/1/" + name
+}
+
 // checkHost finds out whether this process may look at others, by the kernel
 // thread that is process 2 everywhere and runs no file.
 func checkHost() error {

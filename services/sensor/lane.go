@@ -384,6 +384,12 @@ func (l *lane) open() {
 	b.Int64(schemas.Result, int64(o.FD))
 	b.Int64(schemas.FDNumber, int64(o.FD))
 	b.Bytes(schemas.FilePath, o.Path)
+	b.Bytes(schemas.FilePathLink, o.Link)
+	if len(o.Source) > 0 {
+		if host, ok := l.s.mounts.Path(o.Dev, string(o.Source), l.now); ok && host != string(o.Path) {
+			b.Str(schemas.FilePathHost, host)
+		}
+	}
 	b.Uint32(schemas.FileFlags, uint32(o.Flags))
 	b.Bool(schemas.FileRead, o.Access&bpf.OpenRead != 0)
 	b.Bool(schemas.FileWrite, o.Access&bpf.OpenWrite != 0)

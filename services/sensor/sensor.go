@@ -31,6 +31,7 @@ import (
 	"picket/internal/service"
 	"picket/schemas"
 	"picket/services/sensor/containerid"
+	"picket/services/sensor/mounts"
 	"picket/services/sensor/passwd"
 	"picket/services/sensor/proctree"
 	"picket/services/sensor/redact"
@@ -127,8 +128,9 @@ type sensor struct {
 	metrics     *metrics
 
 	bootID string
-	// hostMnt is the host's mount namespace.
+	// hostMnt is the host's mount namespace, mounts its mounts.
 	hostMnt uint32
+	mounts  *mounts.Table
 	// offset is what to add to CLOCK_BOOTTIME for wall clock time, ns; it
 	// follows the wall clock when somebody sets it.
 	offset atomic.Int64
@@ -199,6 +201,7 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if s.hostMnt = proctree.Namespace("/proc/1", "mnt"); s.hostMnt == 0 {
 		s.hostMnt = proctree.Namespace("/proc/self", "mnt") // pid 1 may do more than this process
 	}
+	s.mounts = mounts.Open(hostProc("mountinfo"))
 	if cfg.Redact.Enabled {
 		s.redact = redact.New(cfg.Redact.Words)
 	}
@@ -235,6 +238,13 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 		s.handled[c].last = make([]atomic.Uint64, s.kernel.CPUs())
 	}
 	if err := s.takeUp(notes); err != nil {
+		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
+	}
+	dev, whole := s.mounts.Root()
+	if !whole {
+		dev = 0
+	}
+	if err := s.kernel.SetHost(s.hostMnt, dev); err != nil {
 		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
 	}
 	if err := s.kernel.SetShare(cfg.Kernel.Share); err != nil {
