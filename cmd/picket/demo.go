@@ -366,12 +366,12 @@ func (d *demo) verify() error {
 		}
 	}
 	if d.live {
-		for _, class := range []string{"process", "file", "network", "kernel"} {
+		for _, class := range []string{"process", "file", "network", "kernel", "dns"} {
 			c := l[class]
 			check(c.seen > 0 && c.seen == c.published+c.dropped, "%s: %d seen in the kernel = %d published + %d dropped", class, c.seen, c.published, c.dropped)
 		}
 	}
-	for _, class := range []string{"process", "file", "network", "kernel", "audit"} {
+	for _, class := range []string{"process", "file", "network", "kernel", "dns", "audit"} {
 		c := l[class]
 		c.published += d.recorded[class]
 		check(c.stored > 0 && c.published == c.enriched && c.enriched == c.stored && c.stored == c.different, "%s: %d published = %d enriched = %d stored = %d different event ids", class, c.published, c.enriched, c.stored, c.different)

@@ -496,7 +496,7 @@ func TestKillEverythingOnce(t *testing.T) {
 		t.Errorf("audit: %d accepted, %d stored", audits, n)
 	}
 	lostTotal := 0
-	for _, class := range []string{"process", "file", "network", "kernel"} {
+	for _, class := range []string{"process", "file", "network", "kernel", "dns"} {
 		seen := c.number("SELECT toUInt64(max(health_total)) FROM health WHERE action = 'counters' AND health_service = 'sensor' AND health_reason = 'kernel_seen' AND health_class = '" + class + "'")
 		stored := c.number("SELECT count() FROM " + class)
 		lost := c.number("SELECT sum(health_count) FROM health WHERE action = 'loss' AND health_class = '" + class + "'")
