@@ -196,6 +196,8 @@ func TestSemantics(t *testing.T) {
 		{schemas.Process, nothing, "proc.ppid.ts exists or proc.ppid.duration exists or proc.pvpid exists", false},
 		{schemas.Process, exec, "proc.sid.exe = -login and proc.sid.exepath = /bin/login and proc.pgid.name = leader and proc.pgid.exe = ./leader and proc.pgid.exepath = /opt/leader", true},
 		{schemas.Process, exec, "proc.vpgid.name = leader and proc.vpgid.exe = ./leader and proc.vpgid.exepath = /opt/leader and proc.is_pgid_leader = true", true},
+		{schemas.Process, func(b *batch.Builder) { b.Bool(schemas.ExeLowerLayer, true); b.Bool(schemas.ExeFileCaps, true) }, "proc.is_exe_lower_layer = true and proc.is_exe_upper_layer = false and proc.is_exe_file_capabilities = true", true},
+		{schemas.Process, exec, "proc.is_exe_lower_layer = true or proc.is_exe_file_capabilities = true", false},
 		{schemas.Process, exec, "proc.cmdnargs = 2 and proc.cmdlenargs = 11", true},
 		{schemas.Process, nothing, "proc.cmdnargs exists or proc.cmdlenargs exists", false},
 		{schemas.Process, exec, "evt.info = val(evt.args) and evt.info contains 'exe=-bash' and evt.rawarg.res = 0", true},

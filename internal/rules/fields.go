@@ -327,6 +327,7 @@ var missing = map[string]string{
 	"proc.aargs":                              "of ancestors only names and executables are kept",
 	"proc.aexe_ino":                           "of ancestors only names and executables are kept",
 	"proc.aenv":                               "the environment of ancestors is not kept",
+	"proc.is_exe_writable":                    "the groups of the user, on which it depends, are not recorded",
 	"proc.nchilds":                            "children are not counted",
 	"proc.nthreads":                           "threads are not counted",
 	"proc.fdopencount":                        "open files are not counted",

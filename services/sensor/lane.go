@@ -320,6 +320,8 @@ func (l *lane) exec() {
 	b.Bool(schemas.ExeMemfd, e.Flags&bpf.ExecMemfd != 0)
 	b.Bool(schemas.ExeDeleted, e.ExeFlags&bpf.PathDeleted != 0)
 	b.Bool(schemas.ExeUpperLayer, e.Flags&bpf.ExecUpper != 0)
+	b.Bool(schemas.ExeLowerLayer, e.Flags&bpf.ExecLower != 0)
+	b.Bool(schemas.ExeFileCaps, e.Flags&bpf.ExecFileCapabilities != 0)
 	l.finish(p)
 }
 
