@@ -64,7 +64,7 @@ var eventFields = []field{
 		readers: []reader{constant(nodeClasses, "syscall"), constant(auditOnly, "k8s_audit")}},
 	{name: "evt.category", doc: "process, file, net or system (class kernel).",
 		readers: []reader{constant(processOnly, "process"), constant(fileOnly, "file"), constant(networkOnly, "net"), constant(kernelOnly, "system")}},
-	{name: "evt.action", doc: "What happened: exec, fork, exit; open, rename, unlink, rmdir, mkdir, link, symlink, chmod, chown, mknod, truncate, utimes, setxattr, removexattr; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace and the others of class kernel; audit. A name of Picket's own.",
+	{name: "evt.action", doc: "What happened: exec, fork, exit; open, rename, unlink, rmdir, mkdir, link, symlink, chmod, chown, mknod, truncate, utimes, setxattr, removexattr; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace and the others of class kernel; query, response; audit. A name of Picket's own.",
 		readers: []reader{column(sourceClasses, schemas.Action)}},
 	{name: "evt.time", doc: "Time of day, UTC, with nanoseconds.", readers: textOf(sourceClasses, nil, timeText("15:04:05.000000000", 1))},
 	{name: "evt.time.s", doc: "Time of day, UTC, without the part of a second.", readers: textOf(sourceClasses, nil, timeText("15:04:05", time.Second))},

@@ -270,7 +270,7 @@ func (l *lane) actor() *proctree.Proc {
 	}
 	p, ppid, err := proctree.Read("/proc", h.TGID)
 	if err != nil || p.Start/1e7 != h.StartTime/1e7 { // /proc counts in hundredths of a second
-		p, ppid = proctree.Proc{PID: h.TGID, Name: bpf.String(h.Comm[:])}, h.ParentTGID
+		return l.s.tree.Gone(proctree.Proc{PID: h.TGID, Start: h.StartTime, Name: bpf.String(h.Comm[:])}, h.ParentTGID, h.Time)
 	}
 	p.Start = h.StartTime
 	return l.s.tree.Miss(p, ppid)
