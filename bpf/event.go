@@ -119,13 +119,15 @@ const (
 	ExecArgsTruncated     uint32 = 1 << 0 // ArgsTotal is more than what Args carries
 	ExecArgsFault         uint32 = 1 << 1 // the argument memory could not be read (all of it)
 	ExecFilenameTruncated uint32 = 1 << 2
-	ExecMemfd             uint32 = 1 << 3 // the executable is a memfd: it has no name in any file system
-	ExecUpper             uint32 = 1 << 4 // on overlayfs: the executable is in the upper (writable) layer
-	ExecScript            uint32 = 1 << 5 // Filename names a script, Exe its interpreter
-	ExecSecure            uint32 = 1 << 6 // AT_SECURE: set-id or file capabilities took effect
-	ExecFD                uint32 = 1 << 7 // by execveat, of a descriptor or relative to one
-	ExecEnvTruncated      uint32 = 1 << 8 // the environment is longer than what Env carries
-	ExecEnvFault          uint32 = 1 << 9 // the environment could not be read (all of it)
+	ExecMemfd             uint32 = 1 << 3  // the executable is a memfd: it has no name in any file system
+	ExecUpper             uint32 = 1 << 4  // on overlayfs: the executable is in the upper (writable) layer
+	ExecScript            uint32 = 1 << 5  // Filename names a script, Exe its interpreter
+	ExecSecure            uint32 = 1 << 6  // AT_SECURE: set-id or file capabilities took effect
+	ExecFD                uint32 = 1 << 7  // by execveat, of a descriptor or relative to one
+	ExecEnvTruncated      uint32 = 1 << 8  // the environment is longer than what Env carries
+	ExecEnvFault          uint32 = 1 << 9  // the environment could not be read (all of it)
+	ExecLower             uint32 = 1 << 10 // on overlayfs: the executable is in a lower layer alone
+	ExecFileCapabilities  uint32 = 1 << 11 // capabilities of the executable file took effect
 )
 
 // Bits of OpenFields.Access, taken from the opened file itself.

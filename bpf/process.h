@@ -2,6 +2,7 @@
 /* Class process: exec, fork, exit. */
 #pragma once
 
+#include "capabilities.h"
 #include "lib/maps.h"
 #include "lib/path.h"
 #include "lib/select.h"
@@ -91,8 +92,8 @@ static __always_inline void fill_exe(struct exec_event *e, struct dentry *dentry
 	 * the inode's size, because overlayfs may be a module, whose types the kernel's own BTF has not.
 	 */
 	if (BPF_CORE_READ(sb, s_magic) == OVERLAYFS_SUPER_MAGIC &&
-	    !bpf_probe_read_kernel(&upper, sizeof(upper), (void *)inode + bpf_core_type_size(struct inode)) && upper)
-		e->flags |= EXEC_UPPER;
+	    !bpf_probe_read_kernel(&upper, sizeof(upper), (void *)inode + bpf_core_type_size(struct inode)))
+		e->flags |= upper ? EXEC_UPPER : EXEC_LOWER;
 }
 
 static __always_inline __u32 pid_nr(struct signal_struct *signal, int type)
@@ -244,6 +245,8 @@ int picket_exec(__u64 *ctx)
 		e->flags |= EXEC_FD;
 	if (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec))
 		e->flags |= EXEC_SECURE;
+	if (has_file_capabilities(task->cred))
+		e->flags |= EXEC_FILE_CAPABILITIES;
 	fill_credentials(e, task);
 	fill_session(e, task);
 	read_filename(s, c, bprm->filename);

@@ -556,7 +556,7 @@ func TestExecOverlay(t *testing.T) {
 	cmd := helper(t, "overlay", dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	pid := run(t, cmd)
-	for exe, flags := range map[string]uint32{dir + "/merged/low": 0, dir + "/bound/up": ExecUpper} {
+	for exe, flags := range map[string]uint32{dir + "/merged/low": ExecLower, dir + "/bound/up": ExecUpper} {
 		ev := c.wait(t, exe, func(ev *Event) bool {
 			return ev.Header.Action == ActionExec && ev.Header.ParentTGID == pid && string(ev.Exec.Exe) == exe
 		})

@@ -126,6 +126,8 @@ enum exec_flag {
 	EXEC_FD = 1 << 7, /* by execveat, of a descriptor or relative to one */
 	EXEC_ENV_TRUNCATED = 1 << 8, /* the environment is longer than what is carried */
 	EXEC_ENV_FAULT = 1 << 9, /* the environment could not be read (all of it) */
+	EXEC_LOWER = 1 << 10, /* on overlayfs: the executable is in a lower layer alone */
+	EXEC_FILE_CAPABILITIES = 1 << 11, /* capabilities of the executable file took effect */
 };
 
 struct exec_event {

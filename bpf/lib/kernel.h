@@ -168,8 +168,21 @@ struct cgroup_namespace {
 	struct ns_common ns;
 };
 
+struct uid_gid_extent {
+	__u32 first;
+	__u32 lower_first; /* in the initial namespace */
+	__u32 count;
+};
+
+struct uid_gid_map {
+	__u32 nr_extents;
+	struct uid_gid_extent extent[5];
+	struct uid_gid_extent *forward; /* in the same place, when there are more */
+};
+
 struct user_namespace {
 	struct ns_common ns;
+	struct uid_gid_map uid_map;
 };
 
 struct net {
@@ -206,7 +219,8 @@ struct cred {
 	/* two __u32 before 6.3, one __u64 since: the same eight bytes on little-endian machines */
 	struct {
 		__u64 val;
-	} cap_inheritable, cap_permitted, cap_effective;
+	} cap_inheritable, cap_permitted, cap_effective, cap_bset, cap_ambient;
+	unsigned int securebits;
 	struct user_namespace *user_ns;
 };
 

@@ -226,7 +226,7 @@ func (g *conditions) compare() string {
 	case argMayIdx:
 		if g.rnd.IntN(2) == 0 {
 			name += fmt.Sprintf("[%d]", g.rnd.IntN(4))
-			k = kindText
+			k = f.withArg
 		}
 	case argKey:
 		name += "[" + g.pick(map[string][]string{

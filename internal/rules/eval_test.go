@@ -47,6 +47,18 @@ func TestSemantics(t *testing.T) {
 		b.Str(schemas.ParentCommand, "/usr/sbin/sshd")
 		b.List(schemas.AncestorNames, []string{"sshd", "systemd"})
 		b.List(schemas.AncestorExes, []string{"/usr/sbin/sshd", "/usr/lib/systemd/systemd"})
+		b.List(schemas.AncestorCommands, []string{"/usr/sbin/sshd", "/sbin/init"})
+		b.List(schemas.AncestorArgs, []string{"-D", ""})
+		b.List(schemas.AncestorPIDs, []string{"7", "1"})
+		b.Int64(schemas.ParentStart, 3_000)
+		b.Uint32(schemas.ParentVPID, 7)
+		b.Int64(schemas.ProcessStart, 4_000)
+		b.Int64(schemas.EventTime, 9_000)
+		b.Str(schemas.SessionCommand, "-login")
+		b.Str(schemas.SessionExe, "/bin/login")
+		b.Str(schemas.GroupLeaderName, "leader")
+		b.Str(schemas.GroupLeaderCommand, "./leader")
+		b.Str(schemas.GroupLeaderExe, "/opt/leader")
 		b.Uint64(schemas.ProcessCapEffective, 1<<21|1<<1)
 		b.Uint64(schemas.TimeBoot, 9_000_000_000)
 		b.Uint64(schemas.ProcessStartBoot, 4_000_000_000)
@@ -61,7 +73,6 @@ func TestSemantics(t *testing.T) {
 		b.Str(schemas.WorkloadName, "web")
 		b.Map(schemas.PodLabels, map[string]string{"app": "web"})
 		b.Str(schemas.ContainerName, "its-name")
-		b.Int64(schemas.EventTime, 5000)
 		b.Int64(schemas.ContainerStart, 1000)
 	}
 	podContainer := func(b *batch.Builder) {
@@ -79,6 +90,8 @@ func TestSemantics(t *testing.T) {
 		b.Bool(schemas.FileCreated, true)
 		b.Int64(schemas.FDNumber, 3)
 		b.Int64(schemas.Result, 3)
+		b.Uint32(schemas.FileDevice, 66305)
+		b.Uint32(schemas.ThreadID, 99)
 		b.Str(schemas.ProcessName, "vi")
 	}
 	changed := func(action, call, path, target string) func(b *batch.Builder) {
@@ -91,6 +104,15 @@ func TestSemantics(t *testing.T) {
 			b.Int64(schemas.FileUserIDNew, -1)
 			b.Int64(schemas.FileGroupIDNew, 7)
 			b.Int64(schemas.Result, -13)
+		}
+	}
+	done := func(action, call, path, target string) func(b *batch.Builder) {
+		return func(b *batch.Builder) {
+			b.Str(schemas.Action, action)
+			b.Str(schemas.Syscall, call)
+			b.Str(schemas.FilePath, path)
+			b.Str(schemas.FilePathTarget, target)
+			b.Str(schemas.ProcessCwd, "/srv/app")
 		}
 	}
 	connect := func(b *batch.Builder) {
@@ -162,7 +184,23 @@ func TestSemantics(t *testing.T) {
 		{schemas.Process, exec, "proc.aname startswith sys", true},
 		{schemas.Process, exec, "proc.aname[0] = bash and proc.aname[1] = sshd and proc.aname[2] = systemd", true},
 		{schemas.Process, exec, "proc.aname[3] exists", false},
-		{schemas.Process, exec, "proc.aexepath[2] endswith systemd and proc.aexe[0] = -bash and proc.aexe[1] endswith sshd and proc.aexe[2] endswith systemd", true},
+		{schemas.Process, exec, "proc.aexepath[2] endswith systemd and proc.aexe[0] = -bash and proc.aexe[1] endswith sshd and proc.aexe[2] = /sbin/init", true},
+		{schemas.Process, exec, "proc.aexe in (/sbin/init) and proc.aexe endswith init and not proc.aexe endswith bash and not proc.aexe[3] exists", true},
+		{schemas.Process, exec, "proc.acmdline = 'sshd -D' and proc.acmdline contains systemd and proc.acmdline in (systemd)", true},
+		{schemas.Process, exec, "proc.acmdline[0] startswith 'bash -c' and proc.acmdline[1] = 'sshd -D' and proc.acmdline[2] = systemd and not proc.acmdline[3] exists", true},
+		{schemas.Process, exec, "proc.acmdline startswith bash", false},
+		{schemas.Process, nothing, "proc.acmdline exists", false},
+		{schemas.Process, exec, "proc.apid = 7 and proc.apid in (1) and proc.apid[0] = 42 and proc.apid[1] = 7 and proc.apid[2] < 2 and not proc.apid[3] exists", true},
+		{schemas.Process, exec, "proc.apid = 42", false},
+		{schemas.Process, exec, "proc.pid.ts = 4000 and proc.ppid.ts = 3000 and proc.ppid.duration = 6000 and proc.pvpid = 7", true},
+		{schemas.Process, nothing, "proc.ppid.ts exists or proc.ppid.duration exists or proc.pvpid exists", false},
+		{schemas.Process, exec, "proc.sid.exe = -login and proc.sid.exepath = /bin/login and proc.pgid.name = leader and proc.pgid.exe = ./leader and proc.pgid.exepath = /opt/leader", true},
+		{schemas.Process, exec, "proc.vpgid.name = leader and proc.vpgid.exe = ./leader and proc.vpgid.exepath = /opt/leader and proc.is_pgid_leader = true", true},
+		{schemas.Process, func(b *batch.Builder) { b.Bool(schemas.ExeLowerLayer, true); b.Bool(schemas.ExeFileCaps, true) }, "proc.is_exe_lower_layer = true and proc.is_exe_upper_layer = false and proc.is_exe_file_capabilities = true", true},
+		{schemas.Process, exec, "proc.is_exe_lower_layer = true or proc.is_exe_file_capabilities = true", false},
+		{schemas.Process, exec, "proc.cmdnargs = 2 and proc.cmdlenargs = 11", true},
+		{schemas.Process, nothing, "proc.cmdnargs exists or proc.cmdlenargs exists", false},
+		{schemas.Process, exec, "evt.info = val(evt.args) and evt.info contains 'exe=-bash' and evt.rawarg.res = 0", true},
 		{schemas.Process, exec, "proc.argv[2] contains hi and proc.argv intersects (-c)", true},
 		{schemas.Process, exec, "proc.argv in (-c, -bash)", false},
 		{schemas.Process, exec, "proc.pid = 42 and proc.pid >= 42 and proc.pid <= 42 and proc.pid > 41 and proc.pid < 43 and proc.pid in (1, 42) and proc.pid != 1", true},
@@ -194,7 +232,7 @@ func TestSemantics(t *testing.T) {
 		{schemas.Process, exec, "container.image.repository exists", false},
 		{schemas.Process, container, "container.name = its-name and not k8s.container.name exists", true},
 		{schemas.Process, podContainer, "container.name = app and k8s.container.name = app", true},
-		{schemas.Process, container, "container.start_ts = 1000 and container.duration = 4000", true},
+		{schemas.Process, container, "container.start_ts = 1000 and container.duration = 8000", true},
 		{schemas.Process, exec, "container.start_ts exists or container.duration >= 0", false},
 		{schemas.Process, container, "container.exec_pid = 0", true},
 		{schemas.Process, podContainer, "container.exec_pid = 42 and container.exec_pid != 0", true},
@@ -208,6 +246,14 @@ func TestSemantics(t *testing.T) {
 		{schemas.File, open, "evt.arg.flags = O_TRUNC|O_CREAT|O_WRONLY|O_CLOEXEC|F_CREATED", true},
 		{schemas.File, open, "evt.arg.mode = 0755 and evt.rawres = 3", true},
 		{schemas.File, open, "fd.sport exists", false},
+		{schemas.File, open, "evt.is_open_create = true and evt.rawarg.fd = 3", true},
+		{schemas.File, func(b *batch.Builder) { b.Uint32(schemas.FileFlags, 0o20200002) }, "evt.is_open_create = true", true},
+		{schemas.File, func(b *batch.Builder) { b.Uint32(schemas.FileFlags, 0o200101) }, "evt.is_open_create = true", false},
+		{schemas.File, open, "fs.path.name = /etc/ssh/sshd_config and not fs.path.source exists and not fs.path.target exists", true},
+		{schemas.File, open, "fd.dev = 66305 and fd.dev.major = 259 and fd.dev.minor = 1", true},
+		{schemas.File, open, "fd.containername = ':/etc/ssh/sshd_config' and fd.containerdirectory = ':/etc/ssh' and fd.uid = 993", true},
+		{schemas.File, func(b *batch.Builder) { open(b); b.Str(schemas.ContainerID, strings.Repeat("ab", 32)) }, "fd.containername = 'abababababab:/etc/ssh/sshd_config'", true},
+		{schemas.File, done("open", "creat", "/x", ""), "fs.path.name exists", false},
 
 		{schemas.Network, connect, "fd.name = '10.0.0.5:40000->198.51.100.7:443'", true},
 		{schemas.Network, connect, "fd.sip = 198.51.100.7 and fd.cip = 10.0.0.5 and fd.rip = 198.51.100.7 and fd.lip = 10.0.0.5", true},
@@ -221,6 +267,9 @@ func TestSemantics(t *testing.T) {
 		{schemas.Network, connect, "fd.typechar = 4 and fd.type = ipv4 and fd.l4proto = tcp and fd.sockfamily = ip and fd.is_server = false", true},
 		{schemas.Network, connect, "evt.res = EINPROGRESS and evt.rawres < 0 and evt.failed = true", true},
 		{schemas.Network, nothing, "fd.sip exists", false},
+		{schemas.Network, connect, "fd.cproto = '40000' and fd.sproto = '443' and fd.lproto = '40000' and fd.rproto = '443' and fd.proto = 443 and fd.proto = 40000", true},
+		{schemas.Network, nothing, "fd.sproto exists", false},
+		{schemas.Network, connect, "fd.containername = ':10.0.0.5:40000->198.51.100.7:443'", true},
 
 		{schemas.Audit, audit, "ka.verb = create and ka.response.code startswith 2 and ka.response.code = 201 and ka.response.code < 300", true},
 		{schemas.Audit, audit, "not ka.target.subresource exists", true},
@@ -255,6 +304,21 @@ func TestSemantics(t *testing.T) {
 		{schemas.File, changed("chmod", "fchmodat", "/x", ""), "evt.arg.filename = /x and evt.arg.mode contains S_ISUID and evt.arg.mode = 'S_IXOTH|S_IROTH|S_IXGRP|S_IRGRP|S_IXUSR|S_IWUSR|S_IRUSR|S_ISUID'", true},
 		{schemas.File, changed("chown", "fchownat", "/x", ""), "evt.arg.pathname = /x and evt.arg.uid = -1 and evt.arg.gid = 7 and evt.args = 'res=EACCES path=/x uid=-1 gid=7'", true},
 		{schemas.File, changed("mkdir", "mkdir", "/x", ""), "evt.arg.path = /x and evt.arg.mode = 04755", true},
+		{schemas.File, done("rename", "renameat2", "/a/b", "/c/d"), "fs.path.source = /a/b and fs.path.target = /c/d and not fs.path.name exists", true},
+		{schemas.File, done("link", "linkat", "/new", "/etc/shadow"), "fs.path.source = /new and fs.path.target = /etc/shadow", true},
+		{schemas.File, done("symlink", "symlink", "/new", "../etc"), "fs.path.source = /new and fs.path.target = /srv/etc", true},
+		{schemas.File, done("symlink", "symlink", "/new", "/etc"), "fs.path.target = /etc", true},
+		{schemas.File, done("unlink", "unlinkat", "/x", ""), "fs.path.name = /x and not fs.path.source exists and not fs.path.target exists", true},
+		{schemas.File, done("chmod", "fchmod", "/x", ""), "fs.path.name = /x", true},
+		{schemas.File, done("chown", "lchown", "/x", ""), "fs.path.name = /x", true},
+		{schemas.File, done("mkdir", "mkdir", "/x", ""), "fs.path.name = /x", true},
+		{schemas.File, done("mknod", "mknod", "/x", ""), "fs.path.name exists", false},
+		{schemas.File, changed("rename", "renameat2", "/a/b", "/c/d"), "fs.path.source exists or fs.path.target exists", false},
+		{schemas.File, changed("unlink", "unlink", "/x", ""), "fs.path.name exists", false},
+		{schemas.Kernel, done("mount", "mount", "/mnt/x", "tmpfs"), "fs.path.source = /srv/app/tmpfs and fs.path.target = /mnt/x and not fs.path.name exists", true},
+		{schemas.Kernel, done("mount", "mount", "/mnt/x", "/dev/sda1"), "fs.path.source = /dev/sda1", true},
+		{schemas.Kernel, done("umount", "umount2", "/mnt/x", ""), "fs.path.name = /mnt/x and not fs.path.target exists", true},
+		{schemas.Kernel, done("chroot", "chroot", "/mnt/x", ""), "fs.path.name exists", false},
 		{schemas.Audit, func(b *batch.Builder) { b.Str(schemas.AuditRequest, "{broken") }, "jevt.value[/requestObject/x] exists or ka.req.pod.containers.image exists", false},
 	} {
 		if got := holds(t, c.class, c.condition, c.set); got != c.want {
@@ -367,7 +431,7 @@ func TestNoAllocation(t *testing.T) {
 	}
 	// The default pack with a rule for each kind of field that is computed.
 	extra := rule("x1", "fd.name = x or fd.directory = x or fd.snet = 1.2.3.4 or fd.sip = 1.2.3.4 or evt.arg.flags = x or evt.res = x or thread.cap_effective = x") +
-		rule("x2", "proc.aname = x or proc.aname[2] = x or proc.cmdline = x or proc.duration < 0 or k8s.pod.label[a] = b or proc.argv[1] = x or evt.time = x or evt.args = x") +
+		rule("x2", "proc.aname = x or proc.aname[2] = x or proc.cmdline = x or proc.duration < 0 or k8s.pod.label[a] = b or proc.argv[1] = x or evt.time = x or evt.args = x or proc.acmdline = x or proc.acmdline[2] = x or proc.apid = 0 or proc.apid[1] = 0 or fs.path.name = x or fs.path.target = x or fd.containername = x or fd.sproto = x or proc.cmdlenargs = 99") +
 		rule("x3", "ka.req.pod.containers.image = x or ka.req.pod.containers.image.repository in (x) or jevt.value[/requestObject/spec/x] = y or ka.uri.param[x] = y or ka.user.groups = x or ka.response.code startswith 9") + "  source: k8s_audit\n"
 	computed, _, err := rules.Load(source(extra), rules.Options{})
 	if err != nil {

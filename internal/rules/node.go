@@ -64,7 +64,7 @@ var eventFields = []field{
 		readers: []reader{constant(nodeClasses, "syscall"), constant(auditOnly, "k8s_audit")}},
 	{name: "evt.category", doc: "process, file, net or system (class kernel).",
 		readers: []reader{constant(processOnly, "process"), constant(fileOnly, "file"), constant(networkOnly, "net"), constant(kernelOnly, "system")}},
-	{name: "evt.action", doc: "What happened: exec, fork, exit; open, rename, unlink, rmdir, mkdir, link, symlink, chmod, chown, mknod, truncate, utimes, setxattr, removexattr; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace and the others of class kernel; audit. A name of Picket's own.",
+	{name: "evt.action", doc: "What happened: exec, fork, exit; open, rename, unlink, rmdir, mkdir, link, symlink, chmod, chown, mknod, truncate, utimes, setxattr, removexattr; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace and the others of class kernel; query, response; audit. A name of Picket's own.",
 		readers: []reader{column(sourceClasses, schemas.Action)}},
 	{name: "evt.time", doc: "Time of day, UTC, with nanoseconds.", readers: textOf(sourceClasses, nil, timeText("15:04:05.000000000", 1))},
 	{name: "evt.time.s", doc: "Time of day, UTC, without the part of a second.", readers: textOf(sourceClasses, nil, timeText("15:04:05", time.Second))},
@@ -79,15 +79,19 @@ var eventFields = []field{
 		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) { return bool01(r.int(schemas.Result) < 0) })},
 	{name: "evt.is_open_exec", kind: kindBool, doc: "The open created a file that may be executed.",
 		readers: number(fileOnly, func(r *row, _ *argument) (int64, bool) {
-			return bool01(r.b.Bool(schemas.FileCreated, r.i) && r.uint(schemas.FileMode)&0o111 != 0)
+			return bool01(created(r) && r.uint(schemas.FileMode)&0o111 != 0)
 		})},
+	{name: "evt.is_open_create", kind: kindBool, doc: "The open created a file, one without a name (O_TMPFILE) too.",
+		readers: number(fileOnly, func(r *row, _ *argument) (int64, bool) { return bool01(created(r)) })},
 	{name: "evt.res", doc: "SUCCESS, or the name of the error, such as ENOENT.",
 		readers: []reader{{classes: nodeClasses, key: func(r *row) uint64 { return uint64(r.int(schemas.Result)) },
 			text: func(dst []byte, r *row, _ *argument) []byte { return appendResult(dst, r.int(schemas.Result)) }}}},
-	{name: "evt.args", doc: "The arguments of the system call as name=value, separated by blanks.",
-		readers: slices.Concat(textOf(processOnly, nil, execArgs), textOf(fileOnly, nil, fileArgs), textOf(networkOnly, nil, socketArgs), textOf(kernelOnly, nil, callArgs))},
+	{name: "evt.args", doc: "The arguments of the system call as name=value, separated by blanks.", readers: allArgs},
+	{name: "evt.info", doc: "The same as evt.args.", readers: allArgs},
 
 	{name: "evt.arg.res", kind: kindInt, doc: "Return value of the system call.", readers: []reader{column(nodeClasses, schemas.Result)}},
+	{name: "evt.rawarg.res", kind: kindInt, doc: "Return value of the system call.", readers: []reader{column(nodeClasses, schemas.Result)}},
+	{name: "evt.rawarg.fd", kind: kindInt, doc: "Number of the file descriptor.", readers: []reader{column(fileOnly|networkOnly, schemas.FDNumber)}},
 	{name: "evt.arg.flags", doc: "File events: the flags of the open, as in O_CREAT|O_WRONLY|O_CLOEXEC, and F_CREATED if it created the file. An exec: EXE_UPPER_LAYER, EXE_FROM_MEMFD. A fork: the CLONE_… flags.",
 		readers: []reader{
 			{classes: fileOnly, key: func(r *row) uint64 {
@@ -178,6 +182,13 @@ var eventFields = []field{
 	})},
 	{name: "evt.arg.backlog", kind: kindUint, doc: "listen: how many connections may wait.", readers: []reader{column(networkOnly, schemas.NetBacklog)}},
 	{name: "evt.arg.tuple", doc: "Network events: the connection, as in fd.name.", readers: textOf(networkOnly, nil, socketName)},
+}
+
+var allArgs = slices.Concat(textOf(processOnly, nil, execArgs), textOf(fileOnly, nil, fileArgs), textOf(networkOnly, nil, socketArgs), textOf(kernelOnly, nil, callArgs))
+
+// created reports whether the event is an open that made the file.
+func created(r *row) bool {
+	return r.b.Bool(schemas.FileCreated, r.i) || r.uint(schemas.FileFlags)&unix.O_TMPFILE == unix.O_TMPFILE
 }
 
 func appendResult(dst []byte, res int64) []byte {
@@ -444,6 +455,32 @@ func ancestor(self, id schemas.FieldID) []reader {
 	})
 }
 
+// ancestorLine appends the command line of the i-th ancestor, 0 being the parent.
+func ancestorLine(dst []byte, r *row, i int) []byte {
+	start := len(dst)
+	dst = nth(dst, r, schemas.AncestorNames, i)
+	if len(dst) == start {
+		return dst
+	}
+	end := len(dst)
+	dst = nth(append(dst, ' '), r, schemas.AncestorArgs, i)
+	if len(dst) == end+1 {
+		return dst[:end]
+	}
+	return dst
+}
+
+// countArgs counts the arguments after argv[0], and their bytes.
+func countArgs(r *row) (n, bytes int64) {
+	for v := range r.b.List(schemas.ProcessArgv, r.i) {
+		n++
+		if n > 1 {
+			bytes += int64(len(v))
+		}
+	}
+	return max(n-1, 0), bytes
+}
+
 var processFields = []field{
 	{name: "proc.name", doc: "The kernel's command name, at most 15 bytes.", readers: []reader{column(nodeClasses, schemas.ProcessName)}},
 	{name: "proc.args", empty: true, doc: "The arguments after argv[0], joined by one blank.", readers: []reader{column(nodeClasses, schemas.ProcessArgs)}},
@@ -463,16 +500,54 @@ var processFields = []field{
 		readers: ancestors(schemas.AncestorNames), argReaders: ancestor(schemas.ProcessName, schemas.AncestorNames)},
 	{name: "proc.aexepath", kind: kindList, anyIn: true, arg: argMayIdx, withArg: kindText, doc: "Executables of the ancestors, at most 8, as proc.aname.",
 		readers: ancestors(schemas.AncestorExes), argReaders: ancestor(schemas.ProcessExe, schemas.AncestorExes)},
-	{name: "proc.aexe", kind: kindList, anyIn: true, arg: argMayIdx, withArg: kindText, doc: "argv[0] of the process (0) and its parent (1); of further ancestors, whose arguments are not kept, the executable.",
-		readers: ancestors(schemas.AncestorExes),
-		argReaders: textOf(nodeClasses, keys(schemas.ProcessCommand, schemas.ParentCommand, schemas.AncestorExes), func(dst []byte, r *row, a *argument) []byte {
-			switch a.index {
-			case 0:
-				return append(dst, r.str(schemas.ProcessCommand)...)
-			case 1:
-				return append(dst, r.str(schemas.ParentCommand)...)
+	{name: "proc.aexe", kind: kindList, anyIn: true, arg: argMayIdx, withArg: kindText, doc: "argv[0] of the ancestors, at most 8, as proc.aname.",
+		readers: ancestors(schemas.AncestorCommands), argReaders: ancestor(schemas.ProcessCommand, schemas.AncestorCommands)},
+	{name: "proc.acmdline", kind: kindList, anyIn: true, arg: argMayIdx, withArg: kindText, doc: "Command lines (name and arguments) of the ancestors, at most 8, of arguments 4,096 bytes, as proc.aname.",
+		readers: []reader{{classes: nodeClasses, list: func(l *list, r *row, _ *argument) {
+			l.reset()
+			for i := range schemas.MaxAncestors {
+				start := len(l.buf)
+				if l.buf = ancestorLine(l.buf, r, i); len(l.buf) > start {
+					l.end()
+				}
 			}
-			return nth(dst, r, schemas.AncestorExes, a.index-1)
+		}}},
+		argReaders: textOf(nodeClasses, keys(schemas.ProcessName, schemas.ProcessArgs, schemas.AncestorNames, schemas.AncestorArgs), func(dst []byte, r *row, a *argument) []byte {
+			if a.index == 0 {
+				return commandLine(schemas.ProcessName, schemas.ProcessArgs)(dst, r, nil)
+			}
+			return ancestorLine(dst, r, a.index-1)
+		})},
+	{name: "proc.apid", kind: kindList, anyIn: true, arg: argMayIdx, withArg: kindInt, doc: "Process ids of the ancestors in the host's pid namespace, at most 8, as proc.aname.",
+		readers: ancestors(schemas.AncestorPIDs),
+		argReaders: number(nodeClasses, func(r *row, a *argument) (int64, bool) {
+			if a.index == 0 {
+				return int64(r.uint(schemas.ProcessPID)), true
+			}
+			i := a.index - 1
+			for v := range r.b.List(schemas.AncestorPIDs, r.i) {
+				if i == 0 {
+					n, err := strconv.ParseInt(v, 10, 64)
+					return n, err == nil
+				}
+				i--
+			}
+			return 0, false
+		})},
+	{name: "proc.ppid.duration", kind: kindInt, doc: "Nanoseconds from the fork of the parent to the event.",
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
+			start := r.int(schemas.ParentStart)
+			return r.int(schemas.EventTime) - start, start != 0
+		})},
+	{name: "proc.cmdnargs", kind: kindUint, doc: "An exec: how many arguments there are after argv[0].",
+		readers: number(processOnly, func(r *row, _ *argument) (int64, bool) {
+			n, _ := countArgs(r)
+			return n, r.str(schemas.Action) == "exec"
+		})},
+	{name: "proc.cmdlenargs", kind: kindUint, doc: "An exec: bytes of the arguments after argv[0], without blanks between them.",
+		readers: number(processOnly, func(r *row, _ *argument) (int64, bool) {
+			_, bytes := countArgs(r)
+			return bytes, r.str(schemas.Action) == "exec"
 		})},
 	{name: "proc.duration", kind: kindInt, doc: "Nanoseconds from the fork of the process to the event.",
 		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
@@ -502,6 +577,10 @@ var processFields = []field{
 	{name: "proc.is_exe_deleted", kind: kindBool, doc: "The executable had no name left in the file system when it was started. A name of Picket's own.",
 		readers: []reader{column(processOnly, schemas.ExeDeleted)}},
 	{name: "proc.is_vpgid_leader", kind: kindBool, doc: "The process leads its process group.",
+		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
+			return bool01(r.uint(schemas.ProcessGroupPID) == r.uint(schemas.ProcessPID))
+		})},
+	{name: "proc.is_pgid_leader", kind: kindBool, doc: "The same as proc.is_vpgid_leader.",
 		readers: number(nodeClasses, func(r *row, _ *argument) (int64, bool) {
 			return bool01(r.uint(schemas.ProcessGroupPID) == r.uint(schemas.ProcessPID))
 		})},
@@ -567,6 +646,22 @@ func serverPort(r *row, _ *argument) (int64, bool) {
 		return int64(r.uint(schemas.NetLocalPort)), true
 	}
 	return int64(r.uint(schemas.NetPeerPort)), true
+}
+
+func portOf(id schemas.FieldID) func(r *row, _ *argument) (int64, bool) {
+	return func(r *row, _ *argument) (int64, bool) { return int64(r.uint(id)), true }
+}
+
+// portText renders a port of IPv4 and IPv6 sockets.
+func portText(port func(r *row, a *argument) (int64, bool)) []reader {
+	return textOf(networkOnly, nil, func(dst []byte, r *row, a *argument) []byte {
+		switch r.str(schemas.NetType) {
+		case "ipv4", "ipv6":
+			n, _ := port(r, a)
+			return strconv.AppendInt(dst, n, 10)
+		}
+		return dst
+	})
 }
 
 // appendTuple appends client:port->server:port.
@@ -654,6 +749,29 @@ var fdFields = append(append(append(append([]field{
 		readers: textOf(fileOnly, keys(schemas.FilePath), func(dst []byte, r *row, _ *argument) []byte {
 			return append(dst, directory(r.str(schemas.FilePath))...)
 		})},
+	{name: "fd.containername", doc: "container.id, a colon, fd.name; on the host nothing before the colon.",
+		readers: slices.Concat(textOf(fileOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
+			return append(appendContainer(dst, r), r.str(schemas.FilePath)...)
+		}), textOf(networkOnly, nil, func(dst []byte, r *row, a *argument) []byte {
+			return socketName(appendContainer(dst, r), r, a)
+		}))},
+	{name: "fd.containerdirectory", doc: "container.id, a colon, fd.directory; on the host nothing before the colon.",
+		readers: textOf(fileOnly, keys(schemas.ContainerID, schemas.FilePath), func(dst []byte, r *row, _ *argument) []byte {
+			return append(appendContainer(dst, r), directory(r.str(schemas.FilePath))...)
+		})},
+	{name: "fd.uid", doc: "The thread's id and behind it the descriptor's number.",
+		readers: textOf(fileOnly|networkOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
+			return strconv.AppendInt(strconv.AppendUint(dst, r.uint(schemas.ThreadID), 10), r.int(schemas.FDNumber), 10)
+		})},
+	{name: "fd.dev", kind: kindUint, doc: "Number of the file's device, as stat(2) gives it.", readers: []reader{column(fileOnly, schemas.FileDevice)}},
+	{name: "fd.dev.major", kind: kindUint, doc: "Major number of the file's device.",
+		readers: number(fileOnly, func(r *row, _ *argument) (int64, bool) {
+			return int64(unix.Major(r.uint(schemas.FileDevice))), true
+		})},
+	{name: "fd.dev.minor", kind: kindUint, doc: "Minor number of the file's device.",
+		readers: number(fileOnly, func(r *row, _ *argument) (int64, bool) {
+			return int64(unix.Minor(r.uint(schemas.FileDevice))), true
+		})},
 	{name: "fd.ino", kind: kindUint, doc: "Inode number of the file.", readers: []reader{column(fileOnly, schemas.FileInode)}},
 	{name: "fd.type", doc: "file, directory, pipe, unix; ipv4, ipv6, packet, vsock, alg, xdp.",
 		readers: []reader{
@@ -706,6 +824,11 @@ var fdFields = append(append(append(append([]field{
 		readers: number(networkOnly, func(r *row, _ *argument) (int64, bool) { return bool01(inbound(r)) })},
 	{name: "fd.cport", kind: kindUint, doc: "The client's port.", readers: number(networkOnly, clientPort)},
 	{name: "fd.sport", kind: kindUint, doc: "The server's port.", readers: number(networkOnly, serverPort)},
+	{name: "fd.cproto", doc: "The client's port as text: Falco, too, resolves no names of services unless asked to.", readers: portText(clientPort)},
+	{name: "fd.sproto", doc: "The server's port as text.", readers: portText(serverPort)},
+	{name: "fd.lproto", doc: "The local port as text.", readers: portText(portOf(schemas.NetLocalPort))},
+	{name: "fd.rproto", doc: "The remote port as text.", readers: portText(portOf(schemas.NetPeerPort))},
+	{name: "fd.proto", kind: kindUint, either: [2]string{"fd.lport", "fd.rport"}, doc: "The same as fd.port."},
 	{name: "fd.port", kind: kindUint, either: [2]string{"fd.lport", "fd.rport"}, doc: "Either port."},
 	{name: "fd.ip", kind: kindIP, either: [2]string{"fd.lip", "fd.rip"}, doc: "Either address."},
 	{name: "fd.net", kind: kindNet, either: [2]string{"fd.lnet", "fd.rnet"}, doc: "Either address, compared with networks."},
@@ -768,6 +891,12 @@ func workload(kind string) []reader {
 		}
 		return dst
 	})
+}
+
+// appendContainer appends the short id of the container, and a colon.
+func appendContainer(dst []byte, r *row) []byte {
+	id := r.str(schemas.ContainerID)
+	return append(append(dst, id[:min(shortID, len(id))]...), ':')
 }
 
 // shortID is how many digits of a container's id Falco shows.

@@ -78,7 +78,9 @@ func (l *lane) message(p *proctree.Proc, data []byte, whole bool) {
 		}
 		if m.Question != "" {
 			for _, a := range m.Addresses {
-				l.s.names.Add(namedAddress{h.NetNS, a}, m.Question)
+				if l.s.names.Add(namedAddress{h.NetNS, a}, m.Question) {
+					l.s.metrics.namesEvicted.Inc()
+				}
 			}
 		}
 	} else {

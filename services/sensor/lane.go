@@ -9,8 +9,10 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/zeebo/xxh3"
@@ -49,7 +51,11 @@ type lane struct {
 	ancestors []*proctree.Proc
 	names     []string
 	exes      []string
-	pairs     []string // arguments of a call: name, value, …
+	commands  []string
+	args      []string
+	pids      []string
+	digits    [schemas.MaxAncestors * len("4294967295")]byte // of pids
+	pairs     []string                                       // arguments of a call: name, value, …
 }
 
 var classes = [bpf.NumClasses]schemas.Class{bpf.ClassProcess: schemas.Process, bpf.ClassFile: schemas.File, bpf.ClassNetwork: schemas.Network, bpf.ClassKernel: schemas.Kernel, bpf.ClassDNS: schemas.DNS}
@@ -265,7 +271,7 @@ func (l *lane) actor() *proctree.Proc {
 	}
 	p, ppid, err := proctree.Read("/proc", h.TGID)
 	if err != nil || p.Start/1e7 != h.StartTime/1e7 { // /proc counts in hundredths of a second
-		p, ppid = proctree.Proc{PID: h.TGID, Name: bpf.String(h.Comm[:])}, h.ParentTGID
+		return l.s.tree.Gone(proctree.Proc{PID: h.TGID, Start: h.StartTime, Name: bpf.String(h.Comm[:])}, h.ParentTGID, h.Time)
 	}
 	p.Start = h.StartTime
 	return l.s.tree.Miss(p, ppid)
@@ -315,6 +321,8 @@ func (l *lane) exec() {
 	b.Bool(schemas.ExeMemfd, e.Flags&bpf.ExecMemfd != 0)
 	b.Bool(schemas.ExeDeleted, e.ExeFlags&bpf.PathDeleted != 0)
 	b.Bool(schemas.ExeUpperLayer, e.Flags&bpf.ExecUpper != 0)
+	b.Bool(schemas.ExeLowerLayer, e.Flags&bpf.ExecLower != 0)
+	b.Bool(schemas.ExeFileCaps, e.Flags&bpf.ExecFileCapabilities != 0)
 	l.finish(p)
 }
 
@@ -356,7 +364,7 @@ func (l *lane) fork() {
 	}
 	l.b.Int64(schemas.Result, int64(f.ChildTGID))
 	h.TGID, h.TID, h.NSPID, h.StartTime = f.ChildTGID, f.ChildTGID, f.ChildNSPID, f.ChildStartTime
-	h.ParentTGID, h.CgroupID = f.ChildParentTGID, f.ChildCgroupID
+	h.ParentTGID, h.ParentStartTime, h.CgroupID = f.ChildParentTGID, f.ChildParentStartTime, f.ChildCgroupID
 	h.PIDNS, h.MntNS, h.NetNS, h.UserNS = f.ChildPIDNS, f.ChildMntNS, f.ChildNetNS, f.ChildUserNS
 	l.finish(p)
 }
@@ -531,6 +539,7 @@ type told struct {
 	proc      *proctree.Proc // nil: there is no such row
 	row       int
 	session   *proctree.Proc
+	group     *proctree.Proc
 	ancestors []*proctree.Proc
 	cgroup    uint64
 	known     bool // the container was
@@ -558,8 +567,10 @@ func (l *lane) earlier(p *proctree.Proc) *told {
 var (
 	toldAlways    = []schemas.FieldID{schemas.SchemaVer, schemas.Cluster, schemas.Node}
 	toldProc      = []schemas.FieldID{schemas.ProcessName, schemas.ProcessExe, schemas.ProcessCommand, schemas.ProcessArgs, schemas.ProcessCwd, schemas.ProcessTTY, schemas.ProcessSessionPID, schemas.ProcessGroupPID, schemas.ProcessCapEffective, schemas.ProcessCapPermitted, schemas.ContainerExec, schemas.ContainerStart}
-	toldSession   = []schemas.FieldID{schemas.ProcessSessionName}
-	toldAncestors = []schemas.FieldID{schemas.AncestorNames, schemas.AncestorExes, schemas.ParentName, schemas.ParentExe, schemas.ParentCommand, schemas.ParentArgs}
+	toldSession   = []schemas.FieldID{schemas.ProcessSessionName, schemas.SessionCommand, schemas.SessionExe}
+	toldGroup     = []schemas.FieldID{schemas.GroupLeaderName, schemas.GroupLeaderCommand, schemas.GroupLeaderExe}
+	toldAncestors = []schemas.FieldID{schemas.AncestorNames, schemas.AncestorExes, schemas.AncestorCommands, schemas.AncestorArgs, schemas.AncestorPIDs,
+		schemas.ParentVPID, schemas.ParentName, schemas.ParentExe, schemas.ParentCommand, schemas.ParentArgs}
 	toldContainer = []schemas.FieldID{schemas.ContainerID, schemas.ContainerRuntime, schemas.PodUID, schemas.ContainerName, schemas.ContainerImageID,
 		schemas.ContainerImage, schemas.ContainerImageTag, schemas.ContainerImageHash, schemas.PodName, schemas.Namespace}
 	toldUser = []schemas.FieldID{schemas.ProcessLoginUserID, schemas.ProcessLoginUserName, schemas.ProcessUserName, schemas.ProcessGroupName}
@@ -616,39 +627,43 @@ func (l *lane) finish(p *proctree.Proc) {
 			b.Int64(schemas.ContainerStart, int64(p.ContainerStart)+offset)
 		}
 	}
-	leader := s.tree.At(p.SessionID, 0, h.Time)
-	if again && t.session == leader {
-		b.Repeat(t.row, toldSession...)
-	} else if leader != nil {
-		b.Str(schemas.ProcessSessionName, leader.Name)
-	}
-	t.session = leader
-
 	l.ancestors = s.tree.Ancestors(p, l.ancestors[:0])
 	if !again {
 		s.ignoreProcess(p, l.ancestors, h.StartTime)
 	}
-	ppid := h.ParentTGID
+	session := l.leader(p, p.SessionID, sessionOf)
+	if again && t.session == session {
+		b.Repeat(t.row, toldSession...)
+	} else if session != nil {
+		b.Str(schemas.ProcessSessionName, session.Name)
+		b.Str(schemas.SessionCommand, session.Command)
+		b.Str(schemas.SessionExe, session.Exe)
+	}
+	group := session
+	if p.GroupID != p.SessionID {
+		group = l.leader(p, p.GroupID, groupOf)
+	}
+	if again && t.group == group {
+		b.Repeat(t.row, toldGroup...)
+	} else if group != nil {
+		b.Str(schemas.GroupLeaderName, group.Name)
+		b.Str(schemas.GroupLeaderCommand, group.Command)
+		b.Str(schemas.GroupLeaderExe, group.Exe)
+	}
+	t.session, t.group = session, group
+
+	ppid, parentStart := h.ParentTGID, h.ParentStartTime
 	if len(l.ancestors) > 0 {
-		ppid = l.ancestors[0].PID
+		ppid, parentStart = l.ancestors[0].PID, l.ancestors[0].Start
 	}
 	if again && slices.Equal(t.ancestors, l.ancestors) {
 		b.Repeat(t.row, toldAncestors...)
 	} else {
-		l.names, l.exes = l.names[:0], l.exes[:0]
-		for _, a := range l.ancestors {
-			l.names, l.exes = append(l.names, a.Name), append(l.exes, a.Exe)
-		}
-		b.List(schemas.AncestorNames, l.names)
-		b.List(schemas.AncestorExes, l.exes)
-		if len(l.ancestors) > 0 {
-			parent := l.ancestors[0]
-			b.Str(schemas.ParentName, parent.Name)
-			b.Str(schemas.ParentExe, parent.Exe)
-			b.Str(schemas.ParentCommand, parent.Command)
-			b.Str(schemas.ParentArgs, parent.Args)
-		}
+		l.tellAncestors()
 		t.ancestors = append(t.ancestors[:0], l.ancestors...)
+	}
+	if parentStart != 0 {
+		b.Int64(schemas.ParentStart, int64(parentStart)+offset)
 	}
 	b.Uint32(schemas.ProcessParentPID, ppid)
 
@@ -662,6 +677,58 @@ func (l *lane) finish(p *proctree.Proc) {
 	}
 	t.proc, t.row = p, b.Len()
 	b.EndRow()
+}
+
+func sessionOf(p *proctree.Proc) uint32 { return p.SessionID }
+func groupOf(p *proctree.Proc) uint32   { return p.GroupID }
+
+// leader returns the leader of p's session or process group id; when it is gone,
+// the eldest ancestor in it, as far as all between are. nil: there is no id.
+func (l *lane) leader(p *proctree.Proc, id uint32, of func(*proctree.Proc) uint32) *proctree.Proc {
+	if id == 0 {
+		return nil
+	}
+	if leader := l.s.tree.At(id, 0, l.ev.Header.Time); leader != nil {
+		return leader
+	}
+	for _, a := range l.ancestors {
+		if of(a) != id {
+			break
+		}
+		p = a
+	}
+	return p
+}
+
+// maxAncestorArgs is how many bytes of each ancestor's arguments are told.
+const maxAncestorArgs = 4096
+
+func (l *lane) tellAncestors() {
+	b, digits := l.b, l.digits[:0]
+	l.names, l.exes, l.commands, l.args, l.pids = l.names[:0], l.exes[:0], l.commands[:0], l.args[:0], l.pids[:0]
+	for _, a := range l.ancestors {
+		l.names, l.exes, l.commands = append(l.names, a.Name), append(l.exes, a.Exe), append(l.commands, a.Command)
+		l.args = append(l.args, a.Args[:min(len(a.Args), maxAncestorArgs)])
+		from := len(digits)
+		digits = strconv.AppendUint(digits, uint64(a.PID), 10)
+		l.pids = append(l.pids, unsafe.String(&digits[from], len(digits)-from)) // copied before digits is used again
+	}
+	b.List(schemas.AncestorNames, l.names)
+	b.List(schemas.AncestorExes, l.exes)
+	b.List(schemas.AncestorCommands, l.commands)
+	b.List(schemas.AncestorArgs, l.args)
+	b.List(schemas.AncestorPIDs, l.pids)
+	if len(l.ancestors) == 0 {
+		return
+	}
+	parent := l.ancestors[0]
+	b.Str(schemas.ParentName, parent.Name)
+	b.Str(schemas.ParentExe, parent.Exe)
+	b.Str(schemas.ParentCommand, parent.Command)
+	b.Str(schemas.ParentArgs, parent.Args)
+	if parent.VPID != 0 {
+		b.Uint32(schemas.ParentVPID, parent.VPID)
+	}
 }
 
 // container sets the container and the names of users in it; it returns false

@@ -188,6 +188,23 @@ func TestLive(t *testing.T) {
 					if b.Str(schemas.ProcessUserName, r) != "root" {
 						t.Errorf("user %q", b.Str(schemas.ProcessUserName, r))
 					}
+					parent := b.Uint(schemas.ProcessParentPID, r)
+					if pids := slices.Collect(b.List(schemas.AncestorPIDs, r)); len(pids) < 2 || pids[0] != fmt.Sprint(parent) || pids[1] != fmt.Sprint(os.Getpid()) {
+						t.Errorf("pids of the ancestors %v, parent %d", pids, parent)
+					}
+					commands, args := slices.Collect(b.List(schemas.AncestorCommands, r)), slices.Collect(b.List(schemas.AncestorArgs, r))
+					if len(commands) < 2 || commands[0] != "/bin/sh" || commands[1] != os.Args[0] || len(args) != len(commands) || !strings.HasSuffix(args[0], "--password=[redacted] –unicode ✓") {
+						t.Errorf("commands of the ancestors %q, arguments %q", commands, args)
+					}
+					if start := b.Int(schemas.ParentStart, r); start == 0 || start > b.Int(schemas.ProcessStart, r) || start < b.Int(schemas.ProcessStart, r)-int64(time.Minute) {
+						t.Errorf("parent forked at %d, process at %d", start, b.Int(schemas.ProcessStart, r))
+					}
+					if b.Uint(schemas.ParentVPID, r) != b.Uint(schemas.ProcessVPID, r)-b.Uint(schemas.ProcessPID, r)+parent {
+						t.Errorf("parent is %d in its namespace and %d on the host, process %d and %d", b.Uint(schemas.ParentVPID, r), parent, b.Uint(schemas.ProcessVPID, r), b.Uint(schemas.ProcessPID, r))
+					}
+					if b.Str(schemas.GroupLeaderName, r) == "" || b.Str(schemas.GroupLeaderExe, r) == "" || b.Str(schemas.SessionExe, r) == "" {
+						t.Errorf("group leader %q %q, session leader %q", b.Str(schemas.GroupLeaderName, r), b.Str(schemas.GroupLeaderExe, r), b.Str(schemas.SessionExe, r))
+					}
 				}
 			case "exit":
 				if pid == cmd.ProcessState.Pid() {

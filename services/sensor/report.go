@@ -16,7 +16,7 @@ import (
 
 // Names of the kernel's running totals, as counters of class health. They
 // begin when the programs are loaded and go on over restarts of the sensor:
-// seen = submitted + lost to full rings. Published begins with each run.
+// seen = submitted + lost to full rings + left out. Published begins with each run.
 const (
 	counterSeen      = "kernel_seen"
 	counterSubmitted = "kernel_submitted"
@@ -29,30 +29,32 @@ const (
 )
 
 type metrics struct {
-	kernel    *prometheus.GaugeVec
-	read      *prometheus.CounterVec
-	tree      prometheus.Gauge
-	unknown   prometheus.Gauge
-	unnamed   prometheus.Counter
-	nameless  prometheus.Counter
-	unordered prometheus.Counter
-	selection prometheus.Gauge
-	refused   prometheus.Counter
+	kernel       *prometheus.GaugeVec
+	read         *prometheus.CounterVec
+	tree         prometheus.Gauge
+	unknown      prometheus.Gauge
+	unnamed      prometheus.Counter
+	nameless     prometheus.Counter
+	namesEvicted prometheus.Counter
+	unordered    prometheus.Counter
+	selection    prometheus.Gauge
+	refused      prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
-		kernel:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "picket_sensor_kernel_events", Help: "Kernel's running totals since the programs were loaded, by class and counter (kernel_seen = kernel_submitted + ring_full)."}, []string{"class", "counter"}),
-		read:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "picket_sensor_read_events_total", Help: "Events read from the ring buffers."}, []string{"class"}),
-		tree:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "picket_sensor_process_tree_processes", Help: "Processes known, those that exited a short while ago included."}),
-		unknown:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "picket_sensor_process_tree_unknown", Help: "Processes that acted without their fork or exec having been seen."}),
-		unnamed:   prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_cgroup_unresolved_events_total", Help: "Events whose cgroup was gone before it could be named."}),
-		nameless:  prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_container_names_missing_total", Help: "Containers of which no runtime's state could be read, so that the sensor knows them by id alone."}),
-		unordered: prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_order_timeouts_total", Help: "File and network events that did not wait any longer for an earlier process event."}),
+		kernel:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "picket_sensor_kernel_events", Help: "Kernel's running totals since the programs were loaded, by class and counter (kernel_seen = kernel_submitted + those lost as ring_full and rate_limited)."}, []string{"class", "counter"}),
+		read:         prometheus.NewCounterVec(prometheus.CounterOpts{Name: "picket_sensor_read_events_total", Help: "Events read from the ring buffers."}, []string{"class"}),
+		tree:         prometheus.NewGauge(prometheus.GaugeOpts{Name: "picket_sensor_process_tree_processes", Help: "Processes known, those that exited a short while ago included."}),
+		unknown:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "picket_sensor_process_tree_unknown", Help: "Processes that acted without their fork or exec having been seen."}),
+		unnamed:      prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_cgroup_unresolved_events_total", Help: "Events whose cgroup was gone before it could be named."}),
+		nameless:     prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_container_names_missing_total", Help: "Containers of which no runtime's state could be read, so that the sensor knows them by id alone."}),
+		namesEvicted: prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_dns_name_evictions_total", Help: "Addresses whose name, by DNS, was forgotten for want of room."}),
+		unordered:    prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_order_timeouts_total", Help: "Events that did not wait any longer for an earlier process event or DNS answer."}),
 	}
 	m.selection = prometheus.NewGauge(prometheus.GaugeOpts{Name: "picket_sensor_selection_revision", Help: "Revision of the selection in picket_control that is in force; 0: none was received."})
 	m.refused = prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_selections_refused_total", Help: "Selections in picket_control that could not be applied: the one before stayed in force."})
-	reg.MustRegister(m.kernel, m.read, m.tree, m.unknown, m.unnamed, m.nameless, m.unordered, m.selection, m.refused)
+	reg.MustRegister(m.kernel, m.read, m.tree, m.unknown, m.unnamed, m.nameless, m.namesEvicted, m.unordered, m.selection, m.refused)
 	return m
 }
 
@@ -145,7 +147,7 @@ func (s *sensor) crowded(class bpf.Class, limited uint64) {
 	}
 	for _, l := range all {
 		k := limitedCgroup{l.CgroupID, l.Class}
-		if l.Class != class || l.Events <= s.limitedBy[k] || len(s.limitedBy) >= maxLimited {
+		if before, named := s.limitedBy[k]; l.Class != class || l.Events <= before || !named && len(s.limitedBy) >= maxLimited {
 			continue
 		}
 		n := min(l.Events-s.limitedBy[k], left)

@@ -305,6 +305,27 @@ func (t *Tree) ByVPID(ns, vpid uint32) *Proc {
 func (t *Tree) Miss(p Proc, ppid uint32) *Proc {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.miss(p, ppid)
+}
+
+// Gone is Miss of a process that has ended by now: its exit will not come. It
+// stays known for a while; not at all if its pid stands for another one already.
+func (t *Tree) Gone(p Proc, ppid uint32, now uint64) *Proc {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.byPID[p.PID]; n != nil && !n.exited {
+		t.missed++
+		if ppid != p.PID {
+			p.parent = t.byPID[ppid]
+		}
+		return &p
+	}
+	q := t.miss(p, ppid)
+	t.exit(p.PID, p.Start, now)
+	return q
+}
+
+func (t *Tree) miss(p Proc, ppid uint32) *Proc {
 	t.missed++
 	parent := t.byPID[ppid]
 	if parent != nil {
@@ -317,6 +338,10 @@ func (t *Tree) Miss(p Proc, ppid uint32) *Proc {
 func (t *Tree) Exit(pid uint32, start, now uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.exit(pid, start, now)
+}
+
+func (t *Tree) exit(pid uint32, start, now uint64) {
 	t.expire(now)
 	if n := t.find(Ref{pid, start}); n != nil && !n.exited {
 		n.exited = true

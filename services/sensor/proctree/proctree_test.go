@@ -278,3 +278,26 @@ func TestFullTree(t *testing.T) {
 		t.Errorf("%d processes; counted: %d exited, %d living", tr.Len(), exited, living)
 	}
 }
+
+// TestGone: an event that comes long after its process has ended neither stays
+// for good nor takes the place of the process that has its pid now.
+func TestGone(t *testing.T) {
+	tr := New()
+	tr.Add(Proc{PID: 1, Start: 1, Name: "init"}, 0)
+	p := tr.Gone(Proc{PID: 10, Start: 100, Name: "late"}, 1, 500)
+	if got := names(tr, p); got != "init " || tr.Get(10, 100) != p {
+		t.Errorf("ancestors %q, known %v", got, tr.Get(10, 100))
+	}
+	fork(tr, 1, 10, 1, 600, 600, "init", 0, 0)
+	if p = tr.Gone(Proc{PID: 10, Start: 100, Name: "late"}, 1, 700); names(tr, p) != "init " || p.Name != "late" {
+		t.Errorf("got %q with ancestors %q", p.Name, names(tr, p))
+	}
+	if got := tr.Get(10, 600); got == nil || got.Start != 600 {
+		t.Errorf("the process that has the pid now is %+v", got)
+	}
+	tr.Gone(Proc{PID: 11, Start: 100, Name: "late"}, 1, 700)
+	fork(tr, 1, 12, 1, keepExited+800, keepExited+800, "init", 0, 0)
+	if tr.Get(11, 100) != nil || tr.Missed() != 3 {
+		t.Errorf("still known: %v; %d missed", tr.Get(11, 100), tr.Missed())
+	}
+}
