@@ -22,7 +22,9 @@ const volatile bool dns = false;
 struct dns_stream {
 	__u32 next; /* sequence number of the next byte */
 	__u32 left; /* bytes of the message under way that are still to come */
-	__u32 state; /* 0: nothing was sent; 1: followed; 2: given up */
+	__u16 state; /* 0: nothing was sent; 1: followed; 2: given up */
+	__u8 half; /* 1: the first byte of a length is first, the second is still to come */
+	__u8 first;
 };
 
 /* Who asks, by socket: an answer comes in an interrupt, where nothing else tells. */
@@ -73,6 +75,7 @@ static __always_inline bool follow(struct __sk_buff *skb, struct packet *p, stru
 {
 	__u32 at = 0, i;
 	__be16 prefix;
+	__u8 second;
 
 	if (s->state == 0) {
 		s->state = 1;
@@ -83,6 +86,12 @@ static __always_inline bool follow(struct __sk_buff *skb, struct packet *p, stru
 	if (p->sequence != s->next)
 		goto lost; /* one is missing or late: where messages begin is no longer known */
 	s->next += p->len;
+	if (s->half) {
+		if (bpf_skb_load_bytes(skb, p->data, &second, 1))
+			goto lost;
+		s->left = 1 + ((__u32)s->first << 8 | second);
+		s->half = 0;
+	}
 	p->begun = s->left < p->len ? s->left : p->len;
 	at = p->begun;
 	if (s->left) {
@@ -94,8 +103,15 @@ static __always_inline bool follow(struct __sk_buff *skb, struct packet *p, stru
 	for (i = 0; i <= MAX_MESSAGES; i++) {
 		if (at >= p->len)
 			return true;
-		if (p->messages == MAX_MESSAGES || p->len - at < 2 ||
-		    bpf_skb_load_bytes(skb, p->data + at, &prefix, 2))
+		if (p->messages == MAX_MESSAGES)
+			break;
+		if (p->len - at == 1) {
+			s->half = 1;
+			if (bpf_skb_load_bytes(skb, p->data + at, &s->first, 1))
+				break;
+			return true;
+		}
+		if (bpf_skb_load_bytes(skb, p->data + at, &prefix, 2))
 			break;
 		at += 2 + bpf_ntohs(prefix);
 		if (at <= p->len)

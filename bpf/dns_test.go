@@ -132,6 +132,7 @@ func init() {
 			}{
 				{"whole", [][]byte{framed(one)}, []string{one}, [][]byte{framed(two)}, []string{two}},
 				{"length first", [][]byte{framed(one)[:2], framed(one)[2:]}, []string{one}, [][]byte{framed(two)[:20], framed(two)[20:]}, []string{two}},
+				{"byte by byte", [][]byte{framed(one)[:1], framed(one)[1:2], framed(one)[2:3], framed(one)[3:]}, []string{one}, [][]byte{framed(two, one)[:63], framed(two, one)[63:]}, []string{two, one}},
 				{"two at once", [][]byte{framed(one, two)}, []string{one, two}, [][]byte{framed(two, one)[:70], framed(two, one)[70:]}, []string{two, one}},
 				{"long", [][]byte{framed(one)}, []string{one}, [][]byte{framed(long)[:5000], framed(long)[5000:]}, []string{long}},
 			} {
@@ -188,8 +189,8 @@ func init() {
 		if _, err := l.Accept(); err != nil {
 			return err
 		}
-		// Half of a length; then it is given up, once.
-		for _, part := range []string{"\x00", "\x05hello", "more"} {
+		// More messages than can be told of one segment; then it is given up, once.
+		for _, part := range []string{strings.Repeat("\x00\x01x", 9), "\x00\x05hello", "more"} {
 			if _, err := io.WriteString(conn, part); err != nil {
 				return err
 			}
@@ -232,7 +233,7 @@ func TestDNS(t *testing.T) {
 	cmd.Stdout = &out
 	pid := run(t, cmd)
 	var exchanges []asked
-	if err := json.Unmarshal(out.Bytes(), &exchanges); err != nil || len(exchanges) != 12 {
+	if err := json.Unmarshal(out.Bytes(), &exchanges); err != nil || len(exchanges) != 14 {
 		t.Fatalf("%d exchanges, %v", len(exchanges), err)
 	}
 	isDNS := func(ev *Event) bool { return ev.Header.Class == ClassDNS && ev.Header.TGID == pid }

@@ -135,13 +135,13 @@ func events(cmd *cobra.Command, s store.Config, since time.Duration, out io.Writ
 	window := fmt.Sprintf("time >= now() - toIntervalSecond(%d)", int64(since.Seconds()))
 	var parts []string
 	for _, c := range schemas.Classes() {
-		parts = append(parts, fmt.Sprintf("SELECT '%s' AS class, node, count() AS n, max(time) AS last FROM %s.%s WHERE %s GROUP BY node", c, schemas.Database, c.Table(), window))
+		parts = append(parts, fmt.Sprintf("SELECT '%s' AS class, cluster, node, count() AS n, max(time) AS last FROM %s.%s WHERE %s GROUP BY cluster, node", c, schemas.Database, c.Table(), window))
 	}
-	rows, err := queryRows(cmd, s, "SELECT node, class, n, formatDateTime(last, '%Y-%m-%d %H:%i:%S') FROM ("+strings.Join(parts, " UNION ALL ")+") ORDER BY node, class")
+	rows, err := queryRows(cmd, s, "SELECT cluster, node, class, n, formatDateTime(last, '%Y-%m-%d %H:%i:%S') FROM ("+strings.Join(parts, " UNION ALL ")+") ORDER BY cluster, node, class")
 	if err != nil {
 		return err
 	}
-	t := newTable(out, "NODE", "CLASS", "EVENTS STORED", "LAST EVENT (UTC)")
+	t := newTable(out, "CLUSTER", "NODE", "CLASS", "EVENTS STORED", "LAST EVENT (UTC)")
 	for _, r := range rows {
 		t.row(r...)
 	}
@@ -151,20 +151,20 @@ func events(cmd *cobra.Command, s store.Config, since time.Duration, out io.Writ
 	fmt.Fprintln(out)
 
 	// Of each node's last sensor, whenever that began.
-	rows, err = queryRows(cmd, s, fmt.Sprintf(`SELECT node,
+	rows, err = queryRows(cmd, s, fmt.Sprintf(`SELECT cluster, node,
 		arrayStringConcat(arraySort(groupUniqArrayIf(substring(health_reason, %d), startsWith(health_reason, '%[2]s'))), ' '),
 		arrayStringConcat(arraySort(groupUniqArrayIf(substring(health_reason, %[3]d), startsWith(health_reason, '%[4]s'))), ' ')
 		FROM %[5]s.%[6]s WHERE health_service = 'sensor' AND action = 'counters' AND health_run_id IN
-			(SELECT argMax(health_run_id, time) FROM %[5]s.%[6]s WHERE health_service = 'sensor' GROUP BY node)
-		GROUP BY node ORDER BY node`, len(schemas.CounterOffers)+1, schemas.CounterOffers, len(schemas.CounterLacks)+1, schemas.CounterLacks,
+			(SELECT argMax(health_run_id, time) FROM %[5]s.%[6]s WHERE health_service = 'sensor' GROUP BY cluster, node)
+		GROUP BY cluster, node ORDER BY cluster, node`, len(schemas.CounterOffers)+1, schemas.CounterOffers, len(schemas.CounterLacks)+1, schemas.CounterLacks,
 		schemas.Database, schemas.Health.Table()))
 	if err != nil {
 		return err
 	}
 	if len(rows) > 0 {
-		t = newTable(out, "NODE", "KERNEL LACKS", "KERNEL OFFERS")
+		t = newTable(out, "CLUSTER", "NODE", "KERNEL LACKS", "KERNEL OFFERS")
 		for _, r := range rows {
-			t.row(r[0], cmp.Or(r[2], "nothing"), r[1])
+			t.row(r[0], r[1], cmp.Or(r[3], "nothing"), r[2])
 		}
 		if err := t.flush(); err != nil {
 			return err
@@ -172,9 +172,9 @@ func events(cmd *cobra.Command, s store.Config, since time.Duration, out io.Writ
 		fmt.Fprintln(out)
 	}
 
-	rows, err = queryRows(cmd, s, fmt.Sprintf(`SELECT node, health_service, health_class, health_reason, sum(health_count),
+	rows, err = queryRows(cmd, s, fmt.Sprintf(`SELECT cluster, node, health_service, health_class, health_reason, sum(health_count),
 		formatDateTime(min(time), '%%Y-%%m-%%d %%H:%%i:%%S'), formatDateTime(max(time), '%%Y-%%m-%%d %%H:%%i:%%S')
-		FROM %s.%s WHERE action = 'loss' AND %s GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4`, schemas.Database, schemas.Health.Table(), window))
+		FROM %s.%s WHERE action = 'loss' AND %s GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5`, schemas.Database, schemas.Health.Table(), window))
 	if err != nil {
 		return err
 	}
@@ -182,7 +182,7 @@ func events(cmd *cobra.Command, s store.Config, since time.Duration, out io.Writ
 		fmt.Fprintf(out, "No event was lost in the last %s.\n", since)
 		return nil
 	}
-	t = newTable(out, "LOST ON", "SERVICE", "CLASS", "REASON", "EVENTS", "FIRST REPORT (UTC)", "LAST REPORT (UTC)")
+	t = newTable(out, "CLUSTER", "LOST ON", "SERVICE", "CLASS", "REASON", "EVENTS", "FIRST REPORT (UTC)", "LAST REPORT (UTC)")
 	for _, r := range rows {
 		t.row(r...)
 	}

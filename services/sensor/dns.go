@@ -32,20 +32,26 @@ type question struct {
 	id     uint16
 }
 
+// asked is what a question was.
+type asked struct {
+	time uint64 // CLOCK_BOOTTIME
+	name string
+}
+
 // resolver is what the lane of class dns keeps. It is used by one goroutine.
 type resolver struct {
 	streams *dns.Streams
-	asked   *lru.Cache[question, uint64] // when, CLOCK_BOOTTIME
+	asked   *lru.Cache[question, asked]
 	msg     dns.Message
 	answers []string
 }
 
 func newResolver() (*resolver, error) {
-	asked, err := lru.New[question, uint64](maxQuestions)
+	c, err := lru.New[question, asked](maxQuestions)
 	if err != nil {
 		return nil, err
 	}
-	return &resolver{streams: dns.NewStreams(), asked: asked}, nil
+	return &resolver{streams: dns.NewStreams(), asked: c}, nil
 }
 
 // messages adds a row for every message that ends in the record.
@@ -72,11 +78,10 @@ func (l *lane) message(p *proctree.Proc, data []byte, whole bool) {
 	local, remote := d.Source(), d.Dest()
 	if h.Action == bpf.ActionResponse {
 		local, remote = remote, local
-		if asked, ok := l.dns.asked.Get(key); ok {
-			b.Uint64(schemas.DNSDuration, h.Time-min(asked, h.Time))
+		if q, ok := l.dns.asked.Get(key); ok && q.name == m.Question {
+			b.Uint64(schemas.DNSDuration, h.Time-min(q.time, h.Time))
 			l.dns.asked.Remove(key)
-		}
-		if m.Question != "" {
+			// Only what was asked for names addresses: anybody can send an answer.
 			for _, a := range m.Addresses {
 				if l.s.names.Add(namedAddress{h.NetNS, a}, m.Question) {
 					l.s.metrics.namesEvicted.Inc()
@@ -84,7 +89,7 @@ func (l *lane) message(p *proctree.Proc, data []byte, whole bool) {
 			}
 		}
 	} else {
-		l.dns.asked.Add(key, h.Time)
+		l.dns.asked.Add(key, asked{h.Time, m.Question})
 	}
 	b.Str(schemas.Action, h.Action.String())
 	b.Str(schemas.Syscall, "dns")
