@@ -54,11 +54,7 @@ type Peer struct {
 
 // ignoring sets or clears a bit of what is looked up before an event. k.mu is held.
 func (k *Kernel) ignoring(bit uint32, on bool) error {
-	config := make([]byte, configBytes)
-	if err := k.maps[mapConfig].Lookup(uint32(0), &config); err != nil {
-		return fmt.Errorf("reading the programs' settings: %w", err)
-	}
-	bits := binary.LittleEndian.Uint32(config[configIgnoring:]) &^ bit
+	bits := binary.LittleEndian.Uint32(k.config[configIgnoring:]) &^ bit
 	if on {
 		bits |= bit
 	}
@@ -137,11 +133,7 @@ func (k *Kernel) SetIgnoredPrograms(paths []string) error {
 	if err := replace(k.maps[objectMapIgnoredPrograms], want); err != nil {
 		return fmt.Errorf("ignoring programs: %w", err)
 	}
-	config := make([]byte, configBytes)
-	if err := k.maps[mapConfig].Lookup(uint32(0), &config); err != nil {
-		return fmt.Errorf("reading the programs' settings: %w", err)
-	}
-	k.generation = binary.LittleEndian.Uint32(config[configGeneration:]) + 1
+	k.generation = binary.LittleEndian.Uint32(k.config[configGeneration:]) + 1
 	if err := k.set(configGeneration, k.generation); err != nil {
 		return err
 	}

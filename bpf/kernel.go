@@ -122,7 +122,10 @@ type Kernel struct {
 	maps       map[string]*ebpf.Map
 	progs      map[string]*ebpf.Program
 	links      map[string]link.Link
-	generation uint32 // of the set of ignored programs
+	config     [configBytes]byte     // the programs' settings as this process wrote them
+	watching   map[watchKey]struct{} // what SetWatchedPaths wrote
+	pinsGone   bool                  // told by Check
+	generation uint32                // of the set of ignored programs
 }
 
 // Abandoned says what was lost because pins of an earlier run were there that this program cannot take up:
@@ -350,6 +353,11 @@ func (k *Kernel) open() error {
 func (k *Kernel) start() error {
 	if _, err := k.progs[objectProgPicketSetSelf].Run(nil); err != nil {
 		return fmt.Errorf("telling the programs who the sensor is: %w", err)
+	}
+	// From here on nobody else writes the settings: see Check.
+	config := k.config[:]
+	if err := k.maps[mapConfig].Lookup(uint32(0), &config); err != nil {
+		return fmt.Errorf("reading the programs' settings: %w", err)
 	}
 	var err error
 	if k.counters, err = k.maps[mapCounters].Memory(); err != nil {
@@ -652,12 +660,8 @@ func (k *Kernel) set(offset int, value uint32) error {
 }
 
 func (k *Kernel) write(offset int, value []byte) error {
-	config := make([]byte, configBytes)
-	if err := k.maps[mapConfig].Lookup(uint32(0), &config); err != nil {
-		return fmt.Errorf("reading the programs' settings: %w", err)
-	}
-	copy(config[offset:], value)
-	if err := k.maps[mapConfig].Put(uint32(0), config); err != nil {
+	copy(k.config[offset:], value)
+	if err := k.maps[mapConfig].Put(uint32(0), k.config[:]); err != nil {
 		return fmt.Errorf("writing the programs' settings: %w", err)
 	}
 	return nil

@@ -55,14 +55,14 @@ func (k *Kernel) SetWatchedPaths(paths []string) error {
 	if len(paths) > MaxWatches {
 		return fmt.Errorf("%d watched paths; at most %d can be watched", len(paths), MaxWatches)
 	}
-	want := make(map[watchKey]bool, 2*len(paths))
+	want := make(map[watchKey]struct{}, 2*len(paths))
 	for _, p := range paths {
 		keys, err := watchKeys(p)
 		if err != nil {
 			return err
 		}
 		for _, key := range keys {
-			want[key] = true
+			want[key] = struct{}{}
 		}
 	}
 
@@ -78,7 +78,7 @@ func (k *Kernel) SetWatchedPaths(paths []string) error {
 	have := make(map[watchKey]bool)
 	for it := watches.Iterate(); it.Next(&key, &value); {
 		have[key] = true
-		if !want[key] {
+		if _, ok := want[key]; !ok {
 			stale = append(stale, key)
 		}
 	}
@@ -104,7 +104,11 @@ func (k *Kernel) SetWatchedPaths(paths []string) error {
 	if err := k.set(configWatching, watching); err != nil {
 		return err
 	}
-	return deleteWatches(watches, stale)
+	if err := deleteWatches(watches, stale); err != nil {
+		return err
+	}
+	k.watching = want
+	return nil
 }
 
 func deleteWatches(m *ebpf.Map, keys []watchKey) error {

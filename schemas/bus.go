@@ -73,6 +73,10 @@ const (
 	LossRateLimited = "rate_limited"
 	// LossRingEmptied: taken out of the kernel's ring buffer by somebody else.
 	LossRingEmptied = "ring_emptied"
+	// LossTampered: somebody else changed or detached the sensor's programs.
+	// Counted once for each change that is found: how many events it cost is
+	// not known. health_subject says what it was.
+	LossTampered = "tampered"
 	// LossSensorRestart: read from the kernel by a sensor that died before
 	// it had handed them on.
 	LossSensorRestart = "sensor_restart"
@@ -100,7 +104,7 @@ const (
 
 // LossReasons lists every loss reason.
 func LossReasons() []string {
-	return []string{LossRingFull, LossRateLimited, LossRingEmptied, LossSensorRestart, LossDecode, LossSpoolFull, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap}
+	return []string{LossRingFull, LossRateLimited, LossRingEmptied, LossTampered, LossSensorRestart, LossDecode, LossSpoolFull, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap}
 }
 
 // Token makes a name safe as one token of a NATS subject: dots, spaces,

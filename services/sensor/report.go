@@ -63,15 +63,33 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 func (s *sensor) report(ctx context.Context) {
 	tick := time.NewTicker(health.Interval)
 	defer tick.Stop()
-	for {
+	for i := 1; ; i++ {
 		select {
 		case <-tick.C:
 			s.syncClock()
+			if i%checkEvery == 0 {
+				s.check()
+			}
 			s.account(false)
 		case <-ctx.Done():
 			s.account(true)
 			return
 		}
+	}
+}
+
+// checkEvery is how many reports go by until the programs are looked at.
+const checkEvery = 5
+
+// check reports what somebody else has changed of the programs.
+func (s *sensor) check() {
+	found, err := s.kernel.Check()
+	if err != nil {
+		s.log.Error("looking whether the programs are as they were", "error", err)
+	}
+	for _, what := range found {
+		s.log.Error("the sensor's programs in the kernel were tampered with", "what", what)
+		s.health.LostOf("", schemas.LossTampered, what, 1)
 	}
 }
 
