@@ -15,8 +15,12 @@ type Selection struct {
 	// Classes that are reported: names as of Class.String. Empty: all. Class
 	// process always is, because every event names its process.
 	Classes []string `json:"classes,omitempty"`
-	// WatchedPaths are watched beside kernel.watched_paths.
+	// WatchedPaths are watched beside kernel.watched_paths. The detector writes
+	// here, and in WantedCalls, what the loaded rules need; the rest is the
+	// operator's.
 	WatchedPaths []string `json:"watched_paths,omitempty"`
+	// WantedCalls are reported although they are unwanted.
+	WantedCalls []string `json:"wanted_calls,omitempty"`
 	// UnwantedCalls are in place of kernel.unwanted_calls; null leaves those.
 	UnwantedCalls *[]string `json:"unwanted_calls,omitempty"`
 	// Ignore is beside kernel.ignore.

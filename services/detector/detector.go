@@ -57,8 +57,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamAlerts); err != nil {
 		return err
 	}
+	selector, err := newSelector(rt.Bus, set, rt.Log)
+	if err != nil {
+		return err
+	}
 	rt.Started()
-	d := &detector{bus: rt.Bus, set: set, eval: set.NewEvaluator(), metrics: newMetrics(rt.Metrics), room: semaphore.NewWeighted(publishPending),
+	d := &detector{bus: rt.Bus, set: set, selector: selector, eval: set.NewEvaluator(), metrics: newMetrics(rt.Metrics), room: semaphore.NewWeighted(publishPending),
 		health: health.New(schemas.ServiceDetector, cfg.Cluster, "", bus.NewRunID(), rt.Log, rt.Metrics)}
 
 	// The reporter outlives the work: it reports how that ended.
@@ -93,12 +97,13 @@ func LoadRules(paths []string) (*rules.Set, []rules.Warning, error) {
 }
 
 type detector struct {
-	bus     *bus.Bus
-	set     *rules.Set
-	eval    *rules.Evaluator
-	metrics *metrics
-	health  *health.Reporter
-	room    *semaphore.Weighted // findings that may wait for JetStream
+	bus      *bus.Bus
+	set      *rules.Set
+	eval     *rules.Evaluator
+	metrics  *metrics
+	health   *health.Reporter
+	selector *selector
+	room     *semaphore.Weighted // findings that may wait for JetStream
 }
 
 type metrics struct {
@@ -134,6 +139,7 @@ func (d *detector) consume(ctx context.Context) error {
 			return
 		}
 		d.metrics.events.WithLabelValues(b.Class().String()).Add(float64(b.Rows()))
+		d.selector.observe(ctx, b)
 		found := Evaluate(d.eval, b)
 		if len(found) == 0 {
 			m.Done(nil)

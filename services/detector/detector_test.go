@@ -42,6 +42,19 @@ const testRules = `- rule: Shell in a container
   source: k8s_audit
 `
 
+// needRules need something of the sensors.
+const needRules = `- rule: Key read
+  desc: A key was read.
+  condition: evt.type in (open, openat) and fd.name startswith /srv/keys/
+  output: Key read | file=%fd.name
+  priority: ERROR
+- rule: Connection ended
+  desc: A connection ended.
+  condition: evt.type = close and fd.sport = 4444
+  output: Connection ended
+  priority: INFO
+`
+
 // fixture is a detector on a server of its own.
 type fixture struct {
 	t     *testing.T
@@ -54,16 +67,21 @@ type fixture struct {
 
 func start(t *testing.T) *fixture {
 	t.Helper()
-	set, _, err := rules.Load([]rules.Source{{Name: "test.yaml", Data: []byte(testRules)}}, rules.Options{Strict: true})
+	set, _, err := rules.Load([]rules.Source{{Name: "test.yaml", Data: []byte(testRules + needRules)}}, rules.Options{Strict: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := natstest.Start(t)
 	reg := prometheus.NewRegistry()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	b := natstest.Connect(t, s, schemas.ServiceDetector)
+	selector, err := newSelector(b, set, log)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return &fixture{t: t, reg: reg, admin: natstest.Connect(t, s, schemas.ServiceAdmin), d: &detector{
-		room: semaphore.NewWeighted(publishPending),
-		bus:  natstest.Connect(t, s, schemas.ServiceDetector), set: set, eval: set.NewEvaluator(), metrics: newMetrics(reg),
+		room: semaphore.NewWeighted(publishPending), selector: selector,
+		bus: b, set: set, eval: set.NewEvaluator(), metrics: newMetrics(reg),
 		health: health.New(schemas.ServiceDetector, "prod", "", bus.NewRunID(), log, reg)}}
 }
 

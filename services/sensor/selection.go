@@ -40,7 +40,7 @@ func (s *sensor) apply(sel schemas.Selection) error {
 	if sel.UnwantedCalls != nil {
 		unwanted = *sel.UnwantedCalls
 	}
-	unwanted = slices.Clone(unwanted)
+	unwanted = slices.DeleteFunc(slices.Clone(unwanted), func(call string) bool { return slices.Contains(sel.WantedCalls, call) })
 	for class, c := range classes {
 		if len(sel.Classes) > 0 && !slices.Contains(sel.Classes, c.String()) {
 			unwanted = append(unwanted, bpf.Calls(bpf.Class(class))...)

@@ -1,0 +1,120 @@
+package detector
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"picket/internal/batch"
+	"picket/internal/bus"
+	"picket/internal/rules"
+	"picket/schemas"
+)
+
+// Bounds of what is remembered of nodes whose selection was looked at.
+const (
+	maxNodes  = 16384
+	lookAgain = 5 * time.Minute
+)
+
+// maxWatched leaves room among the 1,024 paths that a sensor can watch for those
+// of its own configuration.
+const maxWatched = 896
+
+// selector tells sensors what the loaded rules need of them, each in its own key
+// of BucketControl. It is used by one goroutine.
+type selector struct {
+	bus   *bus.Bus
+	log   *slog.Logger
+	paths []string                      // that the rules read
+	calls []string                      // that they are about
+	seen  *lru.Cache[string, time.Time] // when a key was looked at
+	pause time.Time                     // until when the bucket is left alone, after a failure
+}
+
+func newSelector(b *bus.Bus, set *rules.Set, log *slog.Logger) (*selector, error) {
+	seen, err := lru.New[string, time.Time](maxNodes)
+	if err != nil {
+		return nil, err
+	}
+	s := &selector{bus: b, log: log, paths: set.WatchedPaths(), calls: set.Syscalls(), seen: seen}
+	if n := len(s.paths); n > maxWatched {
+		log.Error("the rules read more paths than a sensor can watch: those beyond are seen only when they are written", "paths", n, "watched", maxWatched, "first_beyond", s.paths[maxWatched])
+		s.paths = s.paths[:maxWatched]
+	}
+	return s, nil
+}
+
+// observe looks at the nodes that a batch of class health is of.
+func (s *selector) observe(ctx context.Context, b *batch.Batch) {
+	if b.Class() != schemas.Health {
+		return
+	}
+	now := time.Now()
+	if now.Before(s.pause) {
+		return
+	}
+	for r := range b.Rows() {
+		if b.Str(schemas.HealthService, r) != schemas.ServiceSensor {
+			continue
+		}
+		key := schemas.ControlKey(b.Str(schemas.Cluster, r), b.Str(schemas.Node, r))
+		if at, ok := s.seen.Get(key); ok && now.Sub(at) < lookAgain {
+			continue
+		}
+		if err := s.tell(ctx, key); err != nil {
+			s.log.Warn("a sensor is not told what the rules need; its own configuration says what it reports", "bucket", schemas.BucketControl, "key", key, "error", err)
+			s.pause = now.Add(10 * time.Second)
+			return
+		}
+		s.seen.Add(key, now)
+	}
+}
+
+// tell sets what the rules need in a sensor's selection, and leaves the rest of
+// it as it is: that is the operator's.
+func (s *selector) tell(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	kv, err := s.bus.JS.KeyValue(ctx, schemas.BucketControl)
+	if err != nil {
+		return err
+	}
+	for range 10 {
+		var sel schemas.Selection
+		var revision uint64
+		e, err := kv.Get(ctx, key)
+		switch {
+		case err == nil:
+			revision = e.Revision()
+			if err := json.Unmarshal(e.Value(), &sel); err != nil {
+				return fmt.Errorf("the selection that is there is no selection: %w", err)
+			}
+		case !errors.Is(err, jetstream.ErrKeyNotFound):
+			return err
+		}
+		if slices.Equal(sel.WatchedPaths, s.paths) && slices.Equal(sel.WantedCalls, s.calls) {
+			return nil
+		}
+		sel.WatchedPaths, sel.WantedCalls = s.paths, s.calls
+		value, err := json.Marshal(sel)
+		if err != nil {
+			return err
+		}
+		if _, err = kv.Update(ctx, key, value, revision); err == nil {
+			s.log.Info("a sensor was told what the rules need", "key", key, "watched_paths", len(s.paths), "calls", len(s.calls))
+			return nil
+		}
+		if !errors.Is(err, jetstream.ErrKeyExists) { // another detector, or an operator, was faster
+			return err
+		}
+	}
+	return errors.New("the key changes all the time")
+}

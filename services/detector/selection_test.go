@@ -1,0 +1,100 @@
+package detector
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"picket/internal/batch"
+	"picket/schemas"
+)
+
+// healthOf is a report of a node's sensor.
+func healthOf(t *testing.T, service, cluster string, nodes ...string) []byte {
+	t.Helper()
+	b := batch.NewBuilder(schemas.Health, schemas.Columns(schemas.Health))
+	for _, node := range nodes {
+		b.Str(schemas.Cluster, cluster)
+		b.Str(schemas.Node, node)
+		b.Str(schemas.HealthService, service)
+		b.Str(schemas.Action, "counters")
+		b.EndRow()
+	}
+	var enc batch.Encoder
+	out, err := enc.Encode(b.Batch())
+	if err != nil || len(out) != 1 {
+		t.Fatal(len(out), err)
+	}
+	return out[0].Data
+}
+
+// TestSelection: each sensor is told what the rules need, beside what an operator has set, and anew when that goes.
+func TestSelection(t *testing.T) {
+	f := start(t)
+	stop := f.run()
+	defer stop()
+	kv, err := f.admin.JS.KeyValue(t.Context(), schemas.BucketControl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := func(node string) string { return schemas.ControlKey("prod.eu", node) }
+	if _, err := kv.PutString(t.Context(), key("node-2"), `{"ignore":{"programs":["/usr/bin/agent"]},"watched_paths":["/old"]}`); err != nil {
+		t.Fatal(err)
+	}
+	send := func(service string, nodes ...string) {
+		f.send(schemas.EventsSubject("prod.eu", nodes[0], schemas.Health), healthOf(t, service, "prod.eu", nodes...))
+		f.settled()
+	}
+	get := func(node string) (schemas.Selection, uint64) {
+		t.Helper()
+		e, err := kv.Get(t.Context(), key(node))
+		if err != nil {
+			t.Fatalf("%s: %v", node, err)
+		}
+		var sel schemas.Selection
+		if err := json.Unmarshal(e.Value(), &sel); err != nil {
+			t.Fatal(err)
+		}
+		if err := sel.Validate(); err != nil {
+			t.Error(err)
+		}
+		return sel, e.Revision()
+	}
+	send(schemas.ServiceSensor, "node-1", "node-2")
+	send(schemas.ServiceSink, "_sink")
+	one, revision := get("node-1")
+	if !slices.Equal(one.WatchedPaths, []string{"/srv/keys"}) || !slices.Contains(one.WantedCalls, "close") || !slices.Contains(one.WantedCalls, "openat") {
+		t.Errorf("node-1: %+v", one)
+	}
+	two, _ := get("node-2")
+	if !slices.Equal(two.WatchedPaths, one.WatchedPaths) || !slices.Equal(two.Ignore.Programs, []string{"/usr/bin/agent"}) {
+		t.Errorf("node-2: %+v", two)
+	}
+	if _, err := kv.Get(t.Context(), key("_sink")); err == nil {
+		t.Error("a service that is no sensor has a selection")
+	}
+	// It is not written again and again.
+	send(schemas.ServiceSensor, "node-1")
+	if _, again := get("node-1"); again != revision {
+		t.Errorf("written again: revision %d, then %d", revision, again)
+	}
+	// When it is looked at again, an operator's change that lost it is mended.
+	if _, err := kv.PutString(t.Context(), key("node-1"), `{"classes":["process"]}`); err != nil {
+		t.Fatal(err)
+	}
+	f.d.selector.seen.Add(key("node-1"), time.Now().Add(-2*lookAgain))
+	send(schemas.ServiceSensor, "node-1")
+	if one, _ = get("node-1"); !slices.Equal(one.Classes, []string{"process"}) || len(one.WatchedPaths) != 1 {
+		t.Errorf("after an operator's change: %+v", one)
+	}
+	// What is no selection is left alone, and said.
+	if _, err := kv.PutString(t.Context(), key("node-3"), "nonsense"); err != nil {
+		t.Fatal(err)
+	}
+	send(schemas.ServiceSensor, "node-3")
+	if e, err := kv.Get(t.Context(), key("node-3")); err != nil || string(e.Value()) != "nonsense" {
+		t.Error(fmt.Sprint(e, err))
+	}
+}
