@@ -22,6 +22,7 @@ type Reader struct {
 	ring    *ringbuf.Reader
 	timer   *time.Timer // of the pause
 	emptied bool        // the last event read was the last in the ring
+	read    uint64      // bytes of the ring
 
 	closing chan struct{} // closed by close: ends the pause
 
@@ -64,7 +65,9 @@ func (r *Reader) Read(ev *Event) error {
 	}
 	r.emptied = ev.record.Remaining == 0
 	// A record occupies its length, rounded up to 8 bytes, and a header of 8.
-	r.backlog -= int64(len(ev.record.RawSample)+7)&^7 + 8
+	size := int64(len(ev.record.RawSample)+7)&^7 + 8
+	r.read += uint64(size)
+	r.backlog -= size
 	if err := Decode(ev.record.RawSample, ev); err != nil {
 		return err
 	}
@@ -77,6 +80,10 @@ func (r *Reader) Read(ev *Event) error {
 
 // Emptied reports whether the ring was empty once the last event had been read.
 func (r *Reader) Emptied() bool { return r.emptied }
+
+// Position returns how many bytes of the ring this Reader has read: what [Reader.Available] tells comes after them.
+// Call it from the goroutine that reads.
+func (r *Reader) Position() uint64 { return r.read }
 
 // rest waits for the pause, or until the deadline or close.
 func (r *Reader) rest() {

@@ -207,7 +207,7 @@ func joined(lists *array.List) arrow.Array {
 		c.str(string(entry))
 		c.n++
 	}
-	return c.array(arrowNames)
+	return c.array(arrowNames, &c.text)
 }
 
 var arrowNames = schemas.AncestorNames.Field().ArrowType()

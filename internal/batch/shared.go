@@ -1,0 +1,146 @@
+package batch
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"picket/schemas"
+)
+
+// Shared is columns of a Builder whose values many rows have in common, as what
+// there is to say of the process that acted. The values are set once, as an
+// entry, and a row names its entry, which costs the same for one column and for
+// fifty. Setting fields is as for a Builder: it sets those of the next entry.
+// Entries live until the Builder's next Reset.
+type Shared struct {
+	Builder
+	of    *Builder
+	width []int // by entry: bytes that a row takes in these columns
+	row   []uint16
+}
+
+// Share puts columns of the builder aside; from then on they are set by entries,
+// and setting them on the builder itself is ignored. Fields that the builder
+// does not have are left out. Call it once, before the first row.
+func (b *Builder) Share(ids []schemas.FieldID) *Shared {
+	own := slices.DeleteFunc(slices.Clone(ids), func(id schemas.FieldID) bool { return b.at[id] == nil })
+	b.shared = &Shared{Builder: *NewBuilder(b.class, own), of: b}
+	for _, id := range own {
+		b.at[id] = nil
+	}
+	return b.shared
+}
+
+// End finishes the entry and returns its number. There are at most as many
+// entries as rows.
+func (s *Shared) End() (entry int) {
+	size, width := s.size, 0
+	s.EndRow()
+	for _, c := range s.used {
+		width += c.width(s.rows - 1)
+	}
+	s.width = append(s.width, width)
+	s.of.size += s.size - size
+	return s.rows - 1
+}
+
+// Use gives the builder's current row the values of an entry. A row that uses
+// none has no values in the shared columns.
+func (s *Shared) Use(entry int) {
+	if len(s.row) == s.of.rows {
+		s.row = append(s.row, uint16(entry))
+		s.of.size += s.width[entry]
+	}
+}
+
+// endRow is called when the builder's row ends.
+func (s *Shared) endRow() {
+	if len(s.row) == s.of.rows {
+		s.Use(s.End())
+	}
+}
+
+func (s *Shared) reset() {
+	s.Reset()
+	s.width, s.row = s.width[:0], s.row[:0]
+}
+
+// expand makes c the column of the builder's rows, from s's column of entries.
+// A dictionary stays with the entries.
+func (s *Shared) expand(c, from *column) {
+	c.reset()
+	c.used = true
+	switch c.typ {
+	case schemas.Name, schemas.Names:
+		c.fixed = slices.Grow(c.fixed, 2*len(s.row))
+		for _, e := range s.row {
+			v := from.fixed[2*int(e):]
+			c.fixed = append(c.fixed, v[0], v[1])
+		}
+		c.n = len(s.row)
+		return
+	case schemas.Uint32:
+		c.fixed = slices.Grow(c.fixed, 4*len(s.row))
+	case schemas.Uint64, schemas.Int64, schemas.Time:
+		c.fixed = slices.Grow(c.fixed, 8*len(s.row))
+	}
+	for _, e := range s.row {
+		c.add(from, int(e))
+	}
+}
+
+// add adds a row of another column of the same type, which is no Name.
+func (c *column) add(from *column, row int) {
+	switch c.typ {
+	case schemas.Text:
+		c.text.data = append(c.text.data, from.text.at(row)...)
+		c.text.end()
+	case schemas.List, schemas.Map:
+		for i := from.off[row]; i < from.off[row+1]; i++ {
+			c.text.data = append(c.text.data, from.text.at(int(i))...)
+			c.text.end()
+			if c.typ == schemas.Map {
+				c.vals.data = append(c.vals.data, from.vals.at(int(i))...)
+				c.vals.end()
+			}
+		}
+		c.off = append(c.off, int32(c.text.len()))
+	case schemas.Bool:
+		c.mark(from.has(row))
+		c.bit(from.fixed[row/8]&(1<<(row%8)) != 0)
+	case schemas.Uint32:
+		c.mark(from.has(row))
+		c.fixed = binary.LittleEndian.AppendUint32(c.fixed, binary.LittleEndian.Uint32(from.fixed[4*row:]))
+	case schemas.Uint64, schemas.Int64, schemas.Time:
+		c.mark(from.has(row))
+		c.fixed = binary.LittleEndian.AppendUint64(c.fixed, binary.LittleEndian.Uint64(from.fixed[8*row:]))
+	case schemas.IP, schemas.ID:
+		c.mark(from.has(row))
+		c.fixed = append(c.fixed, from.fixed[16*row:16*row+16]...)
+	}
+	c.n++
+}
+
+// width is how many bytes a row takes, without a dictionary's.
+func (c *column) width(row int) int {
+	switch c.typ {
+	case schemas.Text:
+		return len(c.text.at(row)) + 4
+	case schemas.Name, schemas.Names:
+		return 2
+	case schemas.List, schemas.Map:
+		from, to := c.off[row], c.off[row+1]
+		size := int(c.text.off[to]-c.text.off[from]) + 4*int(to-from) + 4
+		if c.typ == schemas.Map {
+			size += int(c.vals.off[to]-c.vals.off[from]) + 4*int(to-from)
+		}
+		return size
+	case schemas.Bool:
+		return 1
+	case schemas.Uint32:
+		return 4
+	case schemas.Uint64, schemas.Int64, schemas.Time:
+		return 8
+	}
+	return 16
+}
