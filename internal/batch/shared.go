@@ -1,8 +1,8 @@
 package batch
 
 import (
-	"encoding/binary"
 	"slices"
+	"unsafe"
 
 	"picket/schemas"
 )
@@ -72,24 +72,42 @@ func (s *Shared) expand(c, from *column) {
 	c.used = true
 	switch c.typ {
 	case schemas.Name, schemas.Names:
-		c.fixed = slices.Grow(c.fixed, 2*len(s.row))
+		c.fixed = gather[[2]byte](c.fixed, from.fixed, s.row)
+	case schemas.Uint32:
+		c.fixed = gather[[4]byte](c.fixed, from.fixed, s.row)
+	case schemas.Uint64, schemas.Int64, schemas.Time:
+		c.fixed = gather[[8]byte](c.fixed, from.fixed, s.row)
+	case schemas.IP, schemas.ID:
+		c.fixed = gather[[16]byte](c.fixed, from.fixed, s.row)
+	default:
 		for _, e := range s.row {
-			v := from.fixed[2*int(e):]
-			c.fixed = append(c.fixed, v[0], v[1])
+			c.add(from, int(e))
 		}
+		return
+	}
+	if !c.nulls {
 		c.n = len(s.row)
 		return
-	case schemas.Uint32:
-		c.fixed = slices.Grow(c.fixed, 4*len(s.row))
-	case schemas.Uint64, schemas.Int64, schemas.Time:
-		c.fixed = slices.Grow(c.fixed, 8*len(s.row))
 	}
 	for _, e := range s.row {
-		c.add(from, int(e))
+		c.mark(from.has(int(e)))
+		c.n++
 	}
 }
 
-// add adds a row of another column of the same type, which is no Name.
+// gather appends the values of the given rows.
+func gather[T [2]byte | [4]byte | [8]byte | [16]byte](to, from []byte, rows []uint16) []byte {
+	var width T
+	to = slices.Grow(to, len(width)*len(rows))
+	values := unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(from))), len(from)/len(width))
+	out := unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(to))), len(rows))
+	for i, row := range rows {
+		out[i] = values[row]
+	}
+	return to[:len(width)*len(rows)]
+}
+
+// add adds a row of another column of the same type, which has no fixed width.
 func (c *column) add(from *column, row int) {
 	switch c.typ {
 	case schemas.Text:
@@ -108,15 +126,6 @@ func (c *column) add(from *column, row int) {
 	case schemas.Bool:
 		c.mark(from.has(row))
 		c.bit(from.fixed[row/8]&(1<<(row%8)) != 0)
-	case schemas.Uint32:
-		c.mark(from.has(row))
-		c.fixed = binary.LittleEndian.AppendUint32(c.fixed, binary.LittleEndian.Uint32(from.fixed[4*row:]))
-	case schemas.Uint64, schemas.Int64, schemas.Time:
-		c.mark(from.has(row))
-		c.fixed = binary.LittleEndian.AppendUint64(c.fixed, binary.LittleEndian.Uint64(from.fixed[8*row:]))
-	case schemas.IP, schemas.ID:
-		c.mark(from.has(row))
-		c.fixed = append(c.fixed, from.fixed[16*row:16*row+16]...)
 	}
 	c.n++
 }

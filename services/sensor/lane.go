@@ -72,15 +72,16 @@ func newLane(s *sensor, r *bpf.Reader) (*lane, error) {
 	return l, nil
 }
 
-// idle is how long a lane without events sleeps before it looks whether it is
-// to stop.
+// idle is how long a lane waits for the first event before it takes its ring
+// for empty.
 const idle = 200 * time.Millisecond
 
 // clockEvery is how many events of a busy ring share one reading of the clock,
 // which on some machines takes as long as the rest of an event.
 const clockEvery = 16
 
-// run reads until stopping is closed and the ring is empty.
+// run reads until stopping is closed and the ring is empty. A lane without events
+// sleeps: whoever closes stopping then wakes its Reader.
 func (l *lane) run(stopping <-chan struct{}) error {
 	last := false // the ring was seen empty after stopping
 	l.wait(time.Now().Add(idle))
@@ -126,8 +127,14 @@ func (l *lane) run(stopping <-chan struct{}) error {
 			if last {
 				return nil
 			}
-			l.wait(time.Now().Add(idle))
+			if l.lost {
+				l.wait(time.Time{}) // for the next event, however long it takes
+			} else {
+				l.wait(time.Now().Add(idle))
+			}
 			continue
+		case errors.Is(err, bpf.ErrWoken):
+			continue // to stop, which needs another look at the ring
 		default:
 			return fmt.Errorf("reading %s events: %w", l.class, err)
 		}
