@@ -22,6 +22,7 @@ type Reader struct {
 	ring    *ringbuf.Reader
 	timer   *time.Timer // of the pause
 	emptied bool        // the last event read was the last in the ring
+	read    uint64      // bytes of the ring
 
 	closing chan struct{} // closed by close: ends the pause
 
@@ -52,7 +53,7 @@ func (r *Reader) Class() Class { return r.class }
 // Read waits for the next event and decodes it into *ev, whose buffers it reuses: what ev held before is
 // overwritten, and nothing is allocated once they have grown.
 //
-// It returns os.ErrClosed after Kernel.Close, os.ErrDeadlineExceeded when a deadline was set, has passed
+// It returns os.ErrClosed after Kernel.Close, [ErrWoken] after Wake, os.ErrDeadlineExceeded when a deadline was set, has passed
 // and all events in the ring have been read, and an error that is [ErrBadRecord] for a record that makes no
 // sense, after which reading goes on with the next one.
 func (r *Reader) Read(ev *Event) error {
@@ -64,7 +65,9 @@ func (r *Reader) Read(ev *Event) error {
 	}
 	r.emptied = ev.record.Remaining == 0
 	// A record occupies its length, rounded up to 8 bytes, and a header of 8.
-	r.backlog -= int64(len(ev.record.RawSample)+7)&^7 + 8
+	size := int64(len(ev.record.RawSample)+7)&^7 + 8
+	r.read += uint64(size)
+	r.backlog -= size
 	if err := Decode(ev.record.RawSample, ev); err != nil {
 		return err
 	}
@@ -77,6 +80,17 @@ func (r *Reader) Read(ev *Event) error {
 
 // Emptied reports whether the ring was empty once the last event had been read.
 func (r *Reader) Emptied() bool { return r.emptied }
+
+// ErrWoken is what Read returns after [Reader.Wake].
+var ErrWoken = ringbuf.ErrFlushed
+
+// Wake makes the Read that waits, or else the next one that would, return [ErrWoken] once all events in the ring
+// have been read.
+func (r *Reader) Wake() error { return r.ring.Flush() }
+
+// Position returns how many bytes of the ring this Reader has read: what [Reader.Available] tells comes after them.
+// Call it from the goroutine that reads.
+func (r *Reader) Position() uint64 { return r.read }
 
 // rest waits for the pause, or until the deadline or close.
 func (r *Reader) rest() {

@@ -173,7 +173,7 @@ func (b *Batch) Join(extra *Builder) (*Batch, error) {
 	var arrays []arrow.Array
 	for _, id := range schemas.Columns(b.class) {
 		c := b.cols[id]
-		if extra.at[id] != nil {
+		if extra.at[id] != nil || extra.shared != nil && extra.shared.at[id] != nil {
 			c = add.cols[id]
 		}
 		if c != nil {

@@ -407,74 +407,117 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-// TestRepeat: rows that repeat fields are, byte for byte, rows that set them
-// again; whatever is set, repeated and left out in between.
-func TestRepeat(t *testing.T) {
+// TestShared: rows that use entries say what rows say that set the same values;
+// whatever is set in entries, in rows and left out, in one batch after the other.
+func TestShared(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	set := func(b *batch.Builder, id schemas.FieldID, v int) {
-		switch id.Field().Type {
-		case schemas.Text, schemas.Name:
-			b.Str(id, strings.Repeat("x", v))
-		case schemas.Uint32:
-			b.Uint32(id, uint32(v))
-		case schemas.Uint64:
-			b.Uint64(id, uint64(v))
-		case schemas.Int64, schemas.Time:
-			b.Int64(id, int64(v))
-		case schemas.Bool:
-			b.Bool(id, v > 1)
-		case schemas.IP, schemas.ID:
-			b.Bytes16(id, [16]byte{byte(v)})
-		case schemas.List, schemas.Names:
-			b.List(id, slices.Repeat([]string{"el", ""}, v))
-		case schemas.Map:
-			b.Pairs(id, slices.Repeat([]string{"k", "value"}, v))
-		}
-	}
 	for _, c := range schemas.Classes() {
 		columns := schemas.Columns(c)
-		repeated, plain := batch.NewBuilder(c, columns), batch.NewBuilder(c, columns)
+		var shared []schemas.FieldID
+		for i, id := range columns {
+			if i%3 != 0 {
+				shared = append(shared, id)
+			}
+		}
+		b, plain := batch.NewBuilder(c, columns), batch.NewBuilder(c, columns)
+		s := b.Share(append(shared, schemas.BatchID)) // which the class lacks
 		for round := range 20 {
-			repeated.Reset()
+			b.Reset()
 			plain.Reset()
-			have := make([][]int, len(columns)) // by row; -1: absent
-			for row := range 1 + rnd.IntN(30) {
+			var entries [][]int // values by column; -1: absent
+			for range 1 + rnd.IntN(30) {
+				e := -1
+				switch {
+				case len(entries) > 0 && rnd.IntN(3) > 0:
+					e = rnd.IntN(len(entries))
+				case rnd.IntN(4) > 0:
+					entry := make([]int, len(columns))
+					for i, id := range columns {
+						entry[i] = -1
+						if i%3 != 0 && i%5 != round%5 && rnd.IntN(3) > 0 {
+							entry[i] = rnd.IntN(4)
+							setValue(&s.Builder, id, entry[i])
+						}
+					}
+					e = s.End()
+					for len(entries) < e { // those that rows without one made
+						entries = append(entries, nil)
+					}
+					entries = append(entries, entry)
+				}
+				if e >= 0 {
+					s.Use(e)
+				}
 				for i, id := range columns {
 					v := -1
 					switch {
-					case i%5 == round%5: // never set in this round
-					case rnd.IntN(3) == 0:
-						from := rnd.IntN(row + 1) // also the row itself, which has nothing yet
-						repeated.Repeat(from, id)
-						if from < row {
-							v = have[i][from]
-						}
-					case rnd.IntN(3) > 0:
+					case i%3 == 0 && rnd.IntN(2) == 0:
 						v = rnd.IntN(4)
-						set(repeated, id, v)
+						setValue(b, id, v)
+					case e >= 0 && i%3 != 0 && entries[e] != nil:
+						v = entries[e][i]
 					}
 					if v >= 0 {
-						set(plain, id, v)
+						setValue(plain, id, v)
 					}
-					have[i] = append(have[i], v)
 				}
-				repeated.EndRow()
+				b.EndRow()
 				plain.EndRow()
 			}
-			if repeated.Size() != plain.Size() {
-				t.Errorf("%s: size %d, want %d", c, repeated.Size(), plain.Size())
-			}
-			a, err := batch.Encode(repeated.Batch())
-			if err != nil {
-				t.Fatal(err)
-			}
-			b, err := batch.Encode(plain.Batch())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(a[0].Data, b[0].Data) {
-				t.Fatalf("%s, round %d: the batches differ", c, round)
+			got, want := decoded(t, b), decoded(t, plain)
+			for _, id := range columns {
+				for row := range want.Rows() {
+					if g, w := value(got, id, row), value(want, id, row); g != w {
+						t.Fatalf("%s, round %d, row %d, %s: %s, want %s", c, round, row, id.Field().Name, g, w)
+					}
+				}
 			}
 		}
 	}
+}
+
+func setValue(b *batch.Builder, id schemas.FieldID, v int) {
+	switch id.Field().Type {
+	case schemas.Text, schemas.Name:
+		b.Str(id, strings.Repeat("x", v))
+	case schemas.Uint32:
+		b.Uint32(id, uint32(v))
+	case schemas.Uint64:
+		b.Uint64(id, uint64(v))
+	case schemas.Int64, schemas.Time:
+		b.Int64(id, int64(v))
+	case schemas.Bool:
+		b.Bool(id, v > 1)
+	case schemas.IP, schemas.ID:
+		b.Bytes16(id, [16]byte{byte(v)})
+	case schemas.List, schemas.Names:
+		b.List(id, slices.Repeat([]string{"el", ""}, v))
+	case schemas.Map:
+		b.Pairs(id, slices.Repeat([]string{"k", "value"}, v))
+	}
+}
+
+func decoded(t *testing.T, b *batch.Builder) *batch.Batch {
+	t.Helper()
+	enc, err := batch.Encode(b.Batch())
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := batch.Decode(enc[0].Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// value is all that the accessors say of a field.
+func value(b *batch.Batch, id schemas.FieldID, row int) string {
+	ip, there := b.Bytes16(id, row)
+	var pairs []string
+	for k, v := range b.Map(id, row) {
+		pairs = append(pairs, k, v)
+	}
+	null := id.Field().Nullable && b.IsNull(id, row)
+	return fmt.Sprintf("%q %d %d %v %x %v %q %q %v", b.Str(id, row), b.Uint(id, row), b.Int(id, row), b.Bool(id, row), ip, there,
+		slices.Collect(b.List(id, row)), pairs, null)
 }

@@ -34,6 +34,7 @@ type Builder struct {
 	rows   int
 	size   int
 	joined []byte // scratch of List
+	shared *Shared
 }
 
 // column holds one column's buffers. Which of them are in use follows from
@@ -134,6 +135,9 @@ func (b *Builder) Reset() {
 		c.reset()
 	}
 	b.rows, b.size, b.used = 0, 0, b.used[:0]
+	if b.shared != nil {
+		b.shared.reset()
+	}
 }
 
 func (c *column) reset() {
@@ -204,48 +208,6 @@ func (c *column) absent() (size int) {
 	return size
 }
 
-// Repeat sets fields of the current row to what an earlier row of the batch
-// has, which is much cheaper than setting them to the same values.
-func (b *Builder) Repeat(row int, ids ...schemas.FieldID) {
-	for _, id := range ids {
-		c := b.at[id]
-		if c == nil || !c.used || row >= c.n || c.n > b.rows {
-			continue
-		}
-		switch c.typ {
-		case schemas.Text:
-			start := len(c.text.data)
-			c.text.data = append(c.text.data, c.text.at(row)...)
-			c.text.end()
-			b.size += len(c.text.data) - start + 4
-		case schemas.Name, schemas.Names:
-			v := c.fixed[2*row:]
-			c.fixed = append(c.fixed, v[0], v[1])
-			c.last = c.entry(binary.LittleEndian.Uint16(v))
-			b.size += 2
-		case schemas.List, schemas.Map:
-			b.size += c.repeatList(row)
-		case schemas.Bool:
-			c.mark(c.has(row))
-			c.bit(c.fixed[row/8]&(1<<(row%8)) != 0)
-			b.size++
-		case schemas.Uint32:
-			c.mark(c.has(row))
-			c.fixed = binary.LittleEndian.AppendUint32(c.fixed, binary.LittleEndian.Uint32(c.fixed[4*row:]))
-			b.size += 4
-		case schemas.Uint64, schemas.Int64, schemas.Time:
-			c.mark(c.has(row))
-			c.fixed = binary.LittleEndian.AppendUint64(c.fixed, binary.LittleEndian.Uint64(c.fixed[8*row:]))
-			b.size += 8
-		case schemas.IP, schemas.ID:
-			c.mark(c.has(row))
-			c.fixed = append(c.fixed, c.fixed[16*row:16*row+16]...)
-			b.size += 16
-		}
-		c.n++
-	}
-}
-
 // has reports whether a row has a value.
 func (c *column) has(row int) bool { return !c.nulls || c.valid[row/8]&(1<<(row%8)) != 0 }
 
@@ -254,25 +216,6 @@ func (c *column) has(row int) bool { return !c.nulls || c.valid[row/8]&(1<<(row%
 func (c *column) entry(e uint16) string {
 	b := c.text.at(int(e))
 	return unsafe.String(unsafe.SliceData(b), len(b))
-}
-
-// repeatList adds the elements of an earlier row once more.
-func (c *column) repeatList(row int) (size int) {
-	from, to := c.off[row], c.off[row+1]
-	for _, t := range []*texts{&c.text, &c.vals} {
-		if t.len() < int(to) { // a list has no values beside its elements
-			continue
-		}
-		start, end := t.off[from], t.off[to]
-		move := int32(len(t.data)) - start
-		t.data = append(t.data, t.data[start:end]...)
-		for i := from + 1; i <= to; i++ {
-			t.off = append(t.off, t.off[i]+move)
-		}
-		size += int(end-start) + 4*int(to-from)
-	}
-	c.off = append(c.off, int32(c.text.len()))
-	return size + 4
 }
 
 func (c *column) mark(valid bool) {
@@ -439,6 +382,9 @@ func (b *Builder) Pairs(id schemas.FieldID, kv []string) {
 
 // EndRow finishes the row.
 func (b *Builder) EndRow() {
+	if b.shared != nil {
+		b.shared.endRow()
+	}
 	for _, c := range b.used {
 		if c.n == b.rows {
 			b.size += c.absent()
@@ -463,15 +409,25 @@ func (b *Builder) Batch() *Batch {
 	ids := make([]schemas.FieldID, 0, len(b.cols))
 	arrays := make([]arrow.Array, 0, len(b.cols))
 	for i, id := range b.ids {
-		if c := &b.cols[i]; c.used {
+		c, dict := &b.cols[i], &b.cols[i].text
+		if b.shared != nil && b.shared.at[id] != nil {
+			from := b.shared.at[id]
+			if !from.used {
+				continue
+			}
+			b.shared.expand(c, from)
+			dict = &from.text
+		}
+		if c.used {
 			ids = append(ids, id)
-			arrays = append(arrays, c.array(id.Field().ArrowType()))
+			arrays = append(arrays, c.array(id.Field().ArrowType(), dict))
 		}
 	}
 	return newBatch(b.class, array.NewRecord(schemas.ArrowSchema(b.class, ids), arrays, int64(b.rows)))
 }
 
-func (c *column) array(t arrow.DataType) arrow.Array {
+// array is the column as Arrow has it; dict are the entries of a Name or Names.
+func (c *column) array(t arrow.DataType, dict *texts) arrow.Array {
 	var valid *memory.Buffer
 	nulls := 0
 	if c.nulls {
@@ -487,7 +443,7 @@ func (c *column) array(t arrow.DataType) arrow.Array {
 		return array.MakeFromData(c.text.arrow(t))
 	case schemas.Name, schemas.Names:
 		dt := t.(*arrow.DictionaryType)
-		d := array.NewDataWithDictionary(t, c.n, []*memory.Buffer{nil, memory.NewBufferBytes(c.fixed)}, 0, 0, c.text.arrow(dt.ValueType))
+		d := array.NewDataWithDictionary(t, c.n, []*memory.Buffer{nil, memory.NewBufferBytes(c.fixed)}, 0, 0, dict.arrow(dt.ValueType))
 		return array.MakeFromData(d)
 	case schemas.List:
 		lt := t.(*arrow.ListType)

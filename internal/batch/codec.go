@@ -75,34 +75,30 @@ func (e *Encoder) encode(b *Batch) ([]byte, error) {
 }
 
 // recycler allocates Go memory and gives what was freed out again, so that
-// compressing the columns of a batch makes no garbage. It keeps at most as much
-// as one batch needs at once.
+// compressing the columns of a batch makes no garbage. Every piece is a power of
+// two long. It keeps at most as much as one batch needs at once.
 type recycler struct {
 	memory.GoAllocator
-	free [][]byte
+	free [recycledBits + 1][][]byte // by the logarithm of the length
 }
 
-// recycled bounds the pieces kept.
-const recycled = 64
+const (
+	recycledBits = 24  // a longer piece is not kept
+	smallest     = 8   // so is the length of the smallest
+	recycled     = 256 // pieces of a length that are kept: more than a batch has columns
+)
 
 func (r *recycler) Allocate(size int) []byte {
-	best := -1
-	for i, b := range r.free {
-		if cap(b) >= size && (best < 0 || cap(b) < cap(r.free[best])) {
-			best = i
-		}
+	n := max(smallest, bits.Len(uint(max(size, 1)-1)))
+	if n > recycledBits {
+		return r.GoAllocator.Allocate(size)
 	}
-	// One far too large is left for whoever needs it.
-	if best >= 0 && cap(r.free[best]) <= 4*max(size, 1024) {
-		b := r.free[best]
-		last := len(r.free) - 1
-		r.free[best], r.free[last] = r.free[last], nil
-		r.free = r.free[:last]
+	if last := len(r.free[n]) - 1; last >= 0 {
+		b := r.free[n][last]
+		r.free[n] = r.free[n][:last]
 		return b[:size]
 	}
-	// Rounded up, so that the next batch, which is a little larger, can use it.
-	room := 1 << bits.Len(uint(max(size, 256)))
-	return r.GoAllocator.Allocate(room)[:size]
+	return r.GoAllocator.Allocate(1 << n)[:size]
 }
 
 func (r *recycler) Reallocate(size int, b []byte) []byte {
@@ -116,8 +112,9 @@ func (r *recycler) Reallocate(size int, b []byte) []byte {
 }
 
 func (r *recycler) Free(b []byte) {
-	if cap(b) > 0 && len(r.free) < recycled {
-		r.free = append(r.free, b)
+	n := bits.Len(uint(cap(b))) - 1
+	if n >= smallest && n <= recycledBits && cap(b) == 1<<n && len(r.free[n]) < recycled {
+		r.free[n] = append(r.free[n], b)
 	}
 }
 
@@ -210,7 +207,7 @@ func joined(lists *array.List) arrow.Array {
 		c.str(string(entry))
 		c.n++
 	}
-	return c.array(arrowNames)
+	return c.array(arrowNames, &c.text)
 }
 
 var arrowNames = schemas.AncestorNames.Field().ArrowType()

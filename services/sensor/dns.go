@@ -2,7 +2,6 @@ package sensor
 
 import (
 	"net/netip"
-	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
@@ -123,28 +122,7 @@ func (l *lane) message(p *proctree.Proc, data []byte, whole bool) {
 // peerName returns the name that an address was last asked for by in the acting
 // process's network; empty if none was.
 func (l *lane) peerName(a netip.Addr) string {
-	l.s.await(bpf.ClassDNS, l.ev.Header.Time)
+	l.await(bpf.ClassDNS)
 	name, _ := l.s.names.Get(namedAddress{l.ev.Header.NetNS, a})
 	return name
-}
-
-// await returns when every event of a class that was submitted before the given
-// time has been taken in, so that a process's first file is not told of the
-// program it ran before, nor a connection without the name that was asked for.
-// The rings are separate, and this is what puts them back in order.
-func (s *sensor) await(class bpf.Class, before uint64) {
-	var start time.Time
-	p := &s.handled[class]
-	for cpu := range p.last {
-		target := s.kernel.Submitted(uint32(cpu), class)
-		for p.last[cpu].Load() < target && p.time.Load() < before {
-			if start.IsZero() {
-				start = time.Now()
-			} else if time.Since(start) > maxOrderWait {
-				s.metrics.unordered.Inc()
-				return
-			}
-			time.Sleep(20 * time.Microsecond)
-		}
-	}
 }

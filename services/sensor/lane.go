@@ -2,17 +2,13 @@ package sensor
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
-	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/zeebo/xxh3"
@@ -34,6 +30,7 @@ type lane struct {
 	class   schemas.Class
 	subject string
 	b       *batch.Builder
+	who     *batch.Shared // its columns of the process that acted
 	enc     batch.Encoder
 	read    prometheus.Counter
 
@@ -42,7 +39,8 @@ type lane struct {
 	fresh  int       // how many more events may go by until the clock is read again
 	opened time.Time // when the batch's first row came
 	told   [remembered]told
-	next   int      // place in told to use next
+	next   int // place in told to use next
+	awaits [bpf.NumClasses]awaited
 	lost   bool     // the previous run's loss is accounted for
 	prefix [16]byte // hash of what all event ids of the lane share
 	idBuf  [16 + 4 + 8]byte
@@ -69,6 +67,7 @@ func newLane(s *sensor, r *bpf.Reader) (*lane, error) {
 		read:    s.metrics.read.WithLabelValues(c.String()),
 		prefix:  schemas.Hash128(s.cfg.Cluster, s.cfg.Node, s.bootID, s.box.RunID(), c.String()),
 	}
+	l.who = l.b.Share(shared)
 	if c == schemas.DNS {
 		var err error
 		if l.dns, err = newResolver(); err != nil {
@@ -78,15 +77,16 @@ func newLane(s *sensor, r *bpf.Reader) (*lane, error) {
 	return l, nil
 }
 
-// idle is how long a lane without events sleeps before it looks whether it is
-// to stop.
+// idle is how long a lane waits for the first event before it takes its ring
+// for empty.
 const idle = 200 * time.Millisecond
 
 // clockEvery is how many events of a busy ring share one reading of the clock,
 // which on some machines takes as long as the rest of an event.
 const clockEvery = 16
 
-// run reads until stopping is closed and the ring is empty.
+// run reads until stopping is closed and the ring is empty. A lane without events
+// sleeps: whoever closes stopping then wakes its Reader.
 func (l *lane) run(stopping <-chan struct{}) error {
 	last := false // the ring was seen empty after stopping
 	l.wait(time.Now().Add(idle))
@@ -132,8 +132,14 @@ func (l *lane) run(stopping <-chan struct{}) error {
 			if last {
 				return nil
 			}
-			l.wait(time.Now().Add(idle))
+			if l.lost {
+				l.wait(time.Time{}) // for the next event, however long it takes
+			} else {
+				l.wait(time.Now().Add(idle))
+			}
 			continue
+		case errors.Is(err, bpf.ErrWoken):
+			continue // to stop, which needs another look at the ring
 		default:
 			return fmt.Errorf("reading %s events: %w", l.class, err)
 		}
@@ -185,17 +191,21 @@ func (l *lane) flush() error {
 		return err // rows are bounded far below the batch limit
 	}
 	for _, e := range enc {
-		counts := map[uint32]uint64{}
+		counts := make([]uint64, l.s.kernel.CPUs())
 		for row := range e.Batch.Rows() {
-			counts[uint32(e.Batch.Uint(schemas.CPU, row))]++
+			if cpu := e.Batch.Uint(schemas.CPU, row); cpu < uint64(len(counts)) {
+				counts[cpu]++
+			}
 		}
 		n := note{Boot: l.s.bootID, Class: l.r.Class(), Ledger: make([]uint64, l.s.kernel.CPUs())}
 		for cpu := range n.Ledger {
-			n.Ledger[cpu] = l.s.kernel.Ledger().Load(uint32(cpu), n.Class) + counts[uint32(cpu)]
+			n.Ledger[cpu] = l.s.kernel.Ledger().Load(uint32(cpu), n.Class) + counts[cpu]
 		}
 		commit := func() {
 			for cpu, k := range counts {
-				l.s.kernel.Ledger().Add(cpu, n.Class, k)
+				if k > 0 {
+					l.s.kernel.Ledger().Add(uint32(cpu), n.Class, k)
+				}
 			}
 		}
 		err := l.s.box.Put(l.subject, e.Data, e.Batch.Rows(), n, commit)
@@ -227,7 +237,9 @@ func (l *lane) take() {
 	count := l.ev.Count()
 	l.read.Add(float64(count))
 	last := h.Seq + max(count, 1) - 1
-	defer l.s.handled[l.r.Class()].advance(h.CPU, last, h.Time)
+	if c := l.r.Class(); c == bpf.ClassProcess || c == bpf.ClassDNS { // others wait for these
+		defer l.s.handled[c].advance(h.CPU, last, h.Time)
+	}
 	if l.b.Len() == 0 {
 		l.opened = l.now
 		l.wait(l.opened.Add(l.s.cfg.FlushInterval))
@@ -243,7 +255,7 @@ func (l *lane) take() {
 		}
 		return
 	}
-	l.s.await(bpf.ClassProcess, h.Time)
+	l.await(bpf.ClassProcess)
 	p := l.actor()
 	switch h.Action {
 	case bpf.ActionOpen:
@@ -265,6 +277,9 @@ func (l *lane) take() {
 // actor returns the acting process; one that the tree does not know is read
 // from /proc, or known by what the event tells.
 func (l *lane) actor() *proctree.Proc {
+	if t := l.current(); t != nil {
+		return t.proc
+	}
 	h := &l.ev.Header
 	if p := l.s.tree.At(h.TGID, h.StartTime, h.Time); p != nil {
 		return p
@@ -532,261 +547,18 @@ func socketPath(p []byte) string {
 	return bpf.String(p)
 }
 
-// told is what an earlier row of the batch tells of its process. Most events of a
-// busy node come from few processes: what is the same is repeated, not set
-// again.
-type told struct {
-	proc      *proctree.Proc // nil: there is no such row
-	row       int
-	session   *proctree.Proc
-	group     *proctree.Proc
-	ancestors []*proctree.Proc
-	cgroup    uint64
-	known     bool // the container was
-	user      [3]uint32
-}
-
-// remembered is how many processes that take turns a lane remembers.
-const remembered = 4
-
-// earlier returns what was told last of a process, or the place to note it, whose
-// proc is then nil.
-func (l *lane) earlier(p *proctree.Proc) *told {
-	for i := range l.told {
-		if l.told[i].proc == p {
-			return &l.told[i]
-		}
-	}
-	t := &l.told[l.next%remembered]
-	l.next++
-	t.proc = nil
-	return t
-}
-
-// The columns that each part of told stands for.
-var (
-	toldAlways    = []schemas.FieldID{schemas.SchemaVer, schemas.Cluster, schemas.Node}
-	toldProc      = []schemas.FieldID{schemas.ProcessName, schemas.ProcessExe, schemas.ProcessCommand, schemas.ProcessArgs, schemas.ProcessCwd, schemas.ProcessTTY, schemas.ProcessSessionPID, schemas.ProcessGroupPID, schemas.ProcessCapEffective, schemas.ProcessCapPermitted, schemas.ContainerExec, schemas.ContainerStart}
-	toldSession   = []schemas.FieldID{schemas.ProcessSessionName, schemas.SessionCommand, schemas.SessionExe}
-	toldGroup     = []schemas.FieldID{schemas.GroupLeaderName, schemas.GroupLeaderCommand, schemas.GroupLeaderExe}
-	toldAncestors = []schemas.FieldID{schemas.AncestorNames, schemas.AncestorExes, schemas.AncestorCommands, schemas.AncestorArgs, schemas.AncestorPIDs,
-		schemas.ParentVPID, schemas.ParentName, schemas.ParentExe, schemas.ParentCommand, schemas.ParentArgs}
-	toldContainer = []schemas.FieldID{schemas.ContainerID, schemas.ContainerRuntime, schemas.PodUID, schemas.ContainerName, schemas.ContainerImageID,
-		schemas.ContainerImage, schemas.ContainerImageTag, schemas.ContainerImageHash, schemas.PodName, schemas.Namespace}
-	toldUser = []schemas.FieldID{schemas.ProcessLoginUserID, schemas.ProcessLoginUserName, schemas.ProcessUserName, schemas.ProcessGroupName}
-)
-
 // finish sets what every event has, and ends the row.
 func (l *lane) finish(p *proctree.Proc) {
-	s, b, h, t := l.s, l.b, &l.ev.Header, l.earlier(p)
-	again := t.proc != nil // a Proc never changes: the same one says the same
-	offset := s.offset.Load()
+	b, h := l.b, &l.ev.Header
 	b.Bytes16(schemas.EventID, l.eventID(h.CPU, h.Seq))
-	b.Int64(schemas.EventTime, int64(h.Time)+offset)
+	b.Int64(schemas.EventTime, int64(h.Time)+l.s.offset.Load())
 	b.Uint64(schemas.TimeBoot, h.Time)
 	b.Int64(schemas.TimeObserved, l.now.UnixNano())
 	b.Uint32(schemas.CPU, h.CPU)
 	b.Uint64(schemas.Sequence, h.Seq)
-	if b.Len() > 0 {
-		b.Repeat(0, toldAlways...)
-	} else {
-		b.Uint32(schemas.SchemaVer, schemas.SchemaVersion)
-		b.Str(schemas.Cluster, s.cfg.Cluster)
-		b.Str(schemas.Node, s.cfg.Node)
-	}
-
-	b.Uint32(schemas.ProcessPID, h.TGID)
 	b.Uint32(schemas.ThreadID, h.TID)
-	b.Uint32(schemas.ProcessVPID, h.NSPID)
-	b.Int64(schemas.ProcessStart, int64(h.StartTime)+offset)
-	b.Uint64(schemas.ProcessStartBoot, h.StartTime)
-	b.Uint32(schemas.ProcessRealUserID, h.UID)
-	b.Uint32(schemas.ProcessUserID, h.EUID)
-	b.Uint32(schemas.ProcessGroupID, h.EGID)
-	b.Uint32(schemas.NamespacePID, h.PIDNS)
-	b.Uint32(schemas.NamespaceMnt, h.MntNS)
-	b.Uint32(schemas.NamespaceNet, h.NetNS)
-	b.Uint32(schemas.NamespaceUser, h.UserNS)
-	b.Uint64(schemas.CgroupID, h.CgroupID)
-
-	if again {
-		b.Repeat(t.row, toldProc...)
-	} else {
-		b.Str(schemas.ProcessName, p.Name)
-		b.Str(schemas.ProcessExe, p.Exe)
-		b.Str(schemas.ProcessCommand, p.Command)
-		b.Str(schemas.ProcessArgs, p.Args)
-		b.Str(schemas.ProcessCwd, p.Cwd)
-		b.Uint32(schemas.ProcessTTY, p.TTY)
-		b.Uint32(schemas.ProcessSessionPID, p.SessionID)
-		b.Uint32(schemas.ProcessGroupPID, p.GroupID)
-		b.Uint64(schemas.ProcessCapEffective, p.CapEffective)
-		b.Uint64(schemas.ProcessCapPermitted, p.CapPermitted)
-		b.Uint32(schemas.ContainerExec, p.ContainerExec)
-		if p.ContainerStart != 0 {
-			b.Int64(schemas.ContainerStart, int64(p.ContainerStart)+offset)
-		}
-	}
-	l.ancestors = s.tree.Ancestors(p, l.ancestors[:0])
-	if !again {
-		s.ignoreProcess(p, l.ancestors, h.StartTime)
-	}
-	session := l.leader(p, p.SessionID, sessionOf)
-	if again && t.session == session {
-		b.Repeat(t.row, toldSession...)
-	} else if session != nil {
-		b.Str(schemas.ProcessSessionName, session.Name)
-		b.Str(schemas.SessionCommand, session.Command)
-		b.Str(schemas.SessionExe, session.Exe)
-	}
-	group := session
-	if p.GroupID != p.SessionID {
-		group = l.leader(p, p.GroupID, groupOf)
-	}
-	if again && t.group == group {
-		b.Repeat(t.row, toldGroup...)
-	} else if group != nil {
-		b.Str(schemas.GroupLeaderName, group.Name)
-		b.Str(schemas.GroupLeaderCommand, group.Command)
-		b.Str(schemas.GroupLeaderExe, group.Exe)
-	}
-	t.session, t.group = session, group
-
-	ppid, parentStart := h.ParentTGID, h.ParentStartTime
-	if len(l.ancestors) > 0 {
-		ppid, parentStart = l.ancestors[0].PID, l.ancestors[0].Start
-	}
-	if again && slices.Equal(t.ancestors, l.ancestors) {
-		b.Repeat(t.row, toldAncestors...)
-	} else {
-		l.tellAncestors()
-		t.ancestors = append(t.ancestors[:0], l.ancestors...)
-	}
-	if parentStart != 0 {
-		b.Int64(schemas.ParentStart, int64(parentStart)+offset)
-	}
-	b.Uint32(schemas.ProcessParentPID, ppid)
-
-	sameContainer := again && t.known && t.cgroup == h.CgroupID
-	if user := [3]uint32{h.EUID, h.EGID, h.LoginUID}; sameContainer && t.user == user {
-		b.Repeat(t.row, toldContainer...)
-		b.Repeat(t.row, toldUser...)
-	} else {
-		t.cgroup, t.user = h.CgroupID, user
-		t.known = l.container()
-	}
-	t.proc, t.row = p, b.Len()
+	l.who.Use(l.tell(p))
 	b.EndRow()
-}
-
-func sessionOf(p *proctree.Proc) uint32 { return p.SessionID }
-func groupOf(p *proctree.Proc) uint32   { return p.GroupID }
-
-// leader returns the leader of p's session or process group id; when it is gone,
-// the eldest ancestor in it, as far as all between are. nil: there is no id.
-func (l *lane) leader(p *proctree.Proc, id uint32, of func(*proctree.Proc) uint32) *proctree.Proc {
-	if id == 0 {
-		return nil
-	}
-	if leader := l.s.tree.At(id, 0, l.ev.Header.Time); leader != nil {
-		return leader
-	}
-	for _, a := range l.ancestors {
-		if of(a) != id {
-			break
-		}
-		p = a
-	}
-	return p
-}
-
-// maxAncestorArgs is how many bytes of each ancestor's arguments are told.
-const maxAncestorArgs = 4096
-
-func (l *lane) tellAncestors() {
-	b, digits := l.b, l.digits[:0]
-	l.names, l.exes, l.commands, l.args, l.pids = l.names[:0], l.exes[:0], l.commands[:0], l.args[:0], l.pids[:0]
-	for _, a := range l.ancestors {
-		l.names, l.exes, l.commands = append(l.names, a.Name), append(l.exes, a.Exe), append(l.commands, a.Command)
-		l.args = append(l.args, a.Args[:min(len(a.Args), maxAncestorArgs)])
-		from := len(digits)
-		digits = strconv.AppendUint(digits, uint64(a.PID), 10)
-		l.pids = append(l.pids, unsafe.String(&digits[from], len(digits)-from)) // copied before digits is used again
-	}
-	b.List(schemas.AncestorNames, l.names)
-	b.List(schemas.AncestorExes, l.exes)
-	b.List(schemas.AncestorCommands, l.commands)
-	b.List(schemas.AncestorArgs, l.args)
-	b.List(schemas.AncestorPIDs, l.pids)
-	if len(l.ancestors) == 0 {
-		return
-	}
-	parent := l.ancestors[0]
-	b.Str(schemas.ParentName, parent.Name)
-	b.Str(schemas.ParentExe, parent.Exe)
-	b.Str(schemas.ParentCommand, parent.Command)
-	b.Str(schemas.ParentArgs, parent.Args)
-	if parent.VPID != 0 {
-		b.Uint32(schemas.ParentVPID, parent.VPID)
-	}
-}
-
-// container sets the container and the names of users in it; it returns false
-// when the cgroup is not known (yet).
-func (l *lane) container() (known bool) {
-	s, b, h := l.s, l.b, &l.ev.Header
-	c, known := s.cgroups.Resolve(h.CgroupID, h.TGID)
-	if !known {
-		s.metrics.unnamed.Inc()
-	}
-	b.Str(schemas.ContainerID, c.ContainerID)
-	b.Str(schemas.PodUID, c.PodUID)
-	if c.ContainerID != "" {
-		n := l.namesOf(c.ContainerID)
-		b.Str(schemas.ContainerRuntime, cmp.Or(c.Runtime, n.Runtime))
-		b.Str(schemas.ContainerName, n.Container)
-		b.Str(schemas.ContainerImageID, n.ImageID)
-		b.Str(schemas.ContainerImage, n.Image)
-		b.Str(schemas.ContainerImageTag, n.Tag)
-		b.Str(schemas.ContainerImageHash, n.Digest)
-		b.Str(schemas.PodName, n.Pod)
-		b.Str(schemas.Namespace, n.PodNamespace)
-		s.ignoreContainer(h.CgroupID, c, n)
-	}
-
-	// A container has a passwd file of its own; only root is root everywhere.
-	login := int64(-1)
-	if h.LoginUID != bpf.NoID {
-		login = int64(h.LoginUID)
-		b.Str(schemas.ProcessLoginUserName, s.users.Name(h.LoginUID))
-	}
-	b.Int64(schemas.ProcessLoginUserID, login)
-	switch {
-	case c.ContainerID == "":
-		b.Str(schemas.ProcessUserName, s.users.Name(h.EUID))
-		b.Str(schemas.ProcessGroupName, s.groups.Name(h.EGID))
-	case h.EUID == 0:
-		b.Str(schemas.ProcessUserName, "root")
-	}
-	return known
-}
-
-// namesOf returns what the runtime says of a container: read at the first event
-// in it, once.
-func (l *lane) namesOf(id string) containerid.Names {
-	s, h := l.s, &l.ev.Header
-	if n, ok := s.runtimes.Known(id); ok {
-		return n
-	}
-	outside := h.ParentTGID
-	if in, ok := s.cgroups.ResolvePID(outside); !ok || in.ContainerID == "" || in.ContainerID == id {
-		outside = 0 // on the host, which is looked through anyway; or one that must not speak for itself
-	}
-	n, ok := s.runtimes.Read(id, outside)
-	if !ok {
-		s.metrics.nameless.Inc()
-	}
-	return n
 }
 
 // eventID is the hash of everything that makes the event unique; see
@@ -797,7 +569,3 @@ func (l *lane) eventID(cpu uint32, seq uint64) [16]byte {
 	binary.LittleEndian.PutUint64(l.idBuf[20:], seq)
 	return xxh3.Hash128(l.idBuf[:]).Bytes()
 }
-
-// maxOrderWait bounds how long an event waits for those of another class before
-// it.
-const maxOrderWait = 20 * time.Millisecond

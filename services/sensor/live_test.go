@@ -450,7 +450,7 @@ func TestCrowded(t *testing.T) {
 		t.Fatal(err)
 	}
 	// This binary again: see TestMain in bench_test.go.
-	if out, err := cgrouptest.CombinedOutput(t, exec.Command(self, "picket-open-storm", "50000", file), cgroup); err != nil {
+	if out, err := cgrouptest.CombinedOutput(t, exec.Command(self, "picket-storm", "open", "50000", file), cgroup); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
 	time.Sleep(200 * time.Millisecond)

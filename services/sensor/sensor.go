@@ -361,13 +361,16 @@ func (s *sensor) run(ctx context.Context) error {
 		}
 		lanes.Go(func() error { return l.run(stopping) })
 	}
-	lanes.Go(func() error {
-		defer close(stopping)
+	lanes.Go(func() (err error) {
 		<-ctx.Done()
-		if s.cfg.Kernel.KeepOnStop {
-			return nil
+		if !s.cfg.Kernel.KeepOnStop {
+			err = s.kernel.Detach()
 		}
-		return s.kernel.Detach()
+		close(stopping)
+		for _, r := range s.kernel.Readers() {
+			err = errors.Join(err, r.Wake())
+		}
+		return err
 	})
 	reports, stopReports := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

@@ -7,6 +7,7 @@ package proctree
 import (
 	"math"
 	"sync"
+	"sync/atomic"
 
 	"picket/schemas"
 )
@@ -97,6 +98,8 @@ type Tree struct {
 	starts map[string]entered // by container id: at most one of each process
 	text   int                // bytes in exits
 	missed uint64
+	// version counts what may change an answer. It is raised under the lock, before the change.
+	version atomic.Uint64
 	// pushed out before their time
 	evictedExited, evictedLiving uint64
 }
@@ -143,6 +146,10 @@ func same(a, b uint64) bool {
 	return a%sameTick == 0 && b-b%sameTick == a || b%sameTick == 0 && a-a%sameTick == b
 }
 
+// Version returns a number that is another once the tree has changed: while it
+// stays, so does what the tree answers to the same question.
+func (t *Tree) Version() uint64 { return t.version.Load() }
+
 // Len returns the number of processes known, exited ones included.
 func (t *Tree) Len() int {
 	t.mu.RLock()
@@ -172,6 +179,7 @@ func (t *Tree) Evicted() (exited, living uint64) {
 func (t *Tree) Add(p Proc, ppid uint32) *Proc {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.version.Add(1)
 	return t.add(p, t.byPID[ppid])
 }
 
@@ -212,6 +220,7 @@ func (t *Tree) add(p Proc, parent *node) *Proc {
 func (t *Tree) Fork(forker, parent, child Ref, now uint64, comm string, vpid, pidNS, mntNS uint32) *Proc {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.version.Add(1)
 	t.expire(now)
 	n, from := t.find(parent), t.find(forker)
 	if from == nil {
@@ -246,6 +255,7 @@ func (t *Tree) find(r Ref) *node {
 func (t *Tree) Exec(pid uint32, start uint64, ppid uint32, now uint64, container string, fill func(*Proc)) *Proc {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.version.Add(1)
 	n := t.find(Ref{pid, start})
 	if n == nil {
 		t.missed++
@@ -273,6 +283,7 @@ func (t *Tree) Exec(pid uint32, start uint64, ppid uint32, now uint64, container
 func (t *Tree) SetCredentials(p *Proc, user uint32, effective, permitted uint64) *Proc {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.version.Add(1)
 	q := *p
 	q.HasCredentials, q.UserID, q.CapEffective, q.CapPermitted = true, user, effective, permitted
 	switch n := t.byPID[p.PID]; {
@@ -326,6 +337,7 @@ func (t *Tree) Gone(p Proc, ppid uint32, now uint64) *Proc {
 }
 
 func (t *Tree) miss(p Proc, ppid uint32) *Proc {
+	t.version.Add(1)
 	t.missed++
 	parent := t.byPID[ppid]
 	if parent != nil {
@@ -342,6 +354,7 @@ func (t *Tree) Exit(pid uint32, start, now uint64) {
 }
 
 func (t *Tree) exit(pid uint32, start, now uint64) {
+	t.version.Add(1)
 	t.expire(now)
 	if n := t.find(Ref{pid, start}); n != nil && !n.exited {
 		n.exited = true

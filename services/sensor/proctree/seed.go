@@ -92,6 +92,7 @@ func (t *Tree) Seed(proc string, hostMnt uint32, container func(pid uint32) stri
 func (t *Tree) seed(p Proc, ppid uint32, isStart bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.version.Add(1)
 	parent := t.byPID[ppid]
 	if parent != nil && p.Container != "" && parent.proc.Container == p.Container {
 		p.ContainerExec = parent.proc.ContainerExec
