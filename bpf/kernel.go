@@ -151,7 +151,7 @@ func load(o Options, probe func(*btf.Spec) (offers, error)) (_ *Kernel, err erro
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	if err := checkSupport(); err != nil {
+	if err := CheckSupport(); err != nil {
 		return nil, err
 	}
 	if err := mountBPFFS(o.BPFFS); err != nil {

@@ -29,9 +29,9 @@ func (e *NotSupportedError) Unwrap() []error { return []error{ErrNotSupported, e
 
 const kernelBTF = "/sys/kernel/btf/vmlinux"
 
-// checkSupport returns a *NotSupportedError naming the first thing that is missing, or another error when
+// CheckSupport returns a *NotSupportedError naming the first thing that is missing, or another error when
 // it could not be found out.
-func checkSupport() error {
+func CheckSupport() error {
 	missing, err := missingCapabilities()
 	if err != nil {
 		return fmt.Errorf("finding out this process's capabilities: %w", err)

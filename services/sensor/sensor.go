@@ -205,6 +205,9 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	if cfg.Redact.Enabled {
 		s.redact = redact.New(cfg.Redact.Words)
 	}
+	if err := bpf.CheckSupport(); err != nil { // the most that can be missing, first
+		return nil, err
+	}
 	if err := checkHost(); err != nil {
 		return nil, err
 	}
