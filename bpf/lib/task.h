@@ -26,19 +26,25 @@ static __always_inline void own_pid(struct task_struct *leader, __u32 *nr, __u32
  * them, and cgroup2 may be empty.
  */
 const volatile __s32 cgroup_hierarchy = 0; /* its number; 0: cgroup2 */
-const volatile __u32 cgroup_controller = 0; /* of version 1: the index of its controller in struct css_set */
+const volatile __u32 cgroup_controller = 0; /* of version 1: where its controller is in struct css_set, bytes */
 
 /* The id of a task's cgroup. */
 static __always_inline __u64 cgroup_of(struct task_struct *task)
 {
-	struct cgroup_subsys_state *state;
-	struct css_set *set;
+	struct cgroup_subsys_state **state;
+	struct css_set *set = task->cgroups;
 
 	if (!cgroup_hierarchy)
-		return task->cgroups->dfl_cgrp->kn->id;
-	set = BPF_CORE_READ(task, cgroups);
-	bpf_core_read(&state, sizeof(state), &set->subsys[cgroup_controller & 15]);
-	return BPF_CORE_READ(state, cgroup, kn, id);
+		return set->dfl_cgrp->kn->id;
+	/* The verifier knows the number, and with it whose member it is. */
+	state = (void *)set + cgroup_controller;
+	return (*state)->cgroup->kn->id;
+}
+
+/* Whether a task's event is left out so that others have room. */
+static __always_inline bool crowded_out(void *ring, enum event_class class, struct counters *c, struct task_struct *task)
+{
+	return is_crowded(ring) && over_share(class, c, cgroup_of(task), 1);
 }
 
 /* Fills what every event says of its actor, the current task; size, seq, class and action are its own. */
