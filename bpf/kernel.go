@@ -235,7 +235,7 @@ func newSpec(o Options, cpus int, offers offers, types *btf.Spec) (*ebpf.Collect
 	spec.Maps[mapLedger].MaxEntries = uint32(cpus * NumClasses)
 	controller := uint32(0)
 	if o.Controller != "" {
-		if controller, err = controllerOffset(types, o.Controller); err != nil {
+		if controller, err = controllerIndex(types, o.Controller); err != nil {
 			return nil, err
 		}
 	}

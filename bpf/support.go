@@ -146,21 +146,15 @@ func (o *offers) dnsAt(path string) error {
 	return nil
 }
 
-// controllerOffset returns where a cgroup controller is in the kernel's struct css_set, in bytes.
-func controllerOffset(types *btf.Spec, controller string) (uint32, error) {
+// controllerIndex returns the index of a cgroup controller in the kernel's struct css_set.
+func controllerIndex(types *btf.Spec, controller string) (uint32, error) {
 	var ids *btf.Enum
 	if err := types.TypeByName("cgroup_subsys_id", &ids); err != nil {
 		return 0, fmt.Errorf("looking for cgroup controllers in the kernel's type information: %w", err)
 	}
-	var set *btf.Struct
-	if err := types.TypeByName("css_set", &set); err != nil {
-		return 0, fmt.Errorf("looking for cgroup controllers in the kernel's type information: %w", err)
-	}
 	for _, v := range ids.Values {
-		for _, m := range set.Members {
-			if v.Name == controller+"_cgrp_id" && m.Name == "subsys" {
-				return m.Offset.Bytes() + 8*uint32(v.Value), nil // an array of pointers
-			}
+		if v.Name == controller+"_cgrp_id" && v.Value < 16 { // struct css_set in lib/kernel.h
+			return uint32(v.Value), nil
 		}
 	}
 	return 0, fmt.Errorf("the kernel has no cgroup controller %q that can be looked up", controller)

@@ -369,6 +369,7 @@ struct cgroup_subsys_state {
 
 struct css_set {
 	struct cgroup *dfl_cgrp;
+	struct cgroup_subsys_state *subsys[16];
 };
 
 struct task_struct {

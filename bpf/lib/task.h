@@ -26,19 +26,19 @@ static __always_inline void own_pid(struct task_struct *leader, __u32 *nr, __u32
  * them, and cgroup2 may be empty.
  */
 const volatile __s32 cgroup_hierarchy = 0; /* its number; 0: cgroup2 */
-const volatile __u32 cgroup_controller = 0; /* of version 1: where its controller is in struct css_set, bytes */
+const volatile __u32 cgroup_controller = 0; /* of version 1: the index of its controller in struct css_set */
 
 /* The id of a task's cgroup. */
 static __always_inline __u64 cgroup_of(struct task_struct *task)
 {
-	struct cgroup_subsys_state **state;
-	struct css_set *set = task->cgroups;
+	struct cgroup_subsys_state *state;
+	struct css_set *set;
 
 	if (!cgroup_hierarchy)
-		return set->dfl_cgrp->kn->id;
-	/* The verifier knows the number, and with it whose member it is. */
-	state = (void *)set + cgroup_controller;
-	return (*state)->cgroup->kn->id;
+		return task->cgroups->dfl_cgrp->kn->id;
+	set = BPF_CORE_READ(task, cgroups);
+	bpf_core_read(&state, sizeof(state), &set->subsys[cgroup_controller & 15]);
+	return BPF_CORE_READ(state, cgroup, kn, id);
 }
 
 /* Whether a task's event is left out so that others have room. */
