@@ -204,7 +204,7 @@ static __noinline void on_dns(struct __sk_buff *skb, __u32 network, __u32 protoc
 	asm volatile("%0 &= 1" : "+r"(way)); /* for the verifier, which does not know what a bool is */
 	if (protocol == IPPROTO_TCP && !follow(skb, &p, &asker->streams[way], c))
 		return;
-	if (is_crowded(&dns_ring) && over_share(CLASS_DNS, c, asker->h.cgroup_id, p.messages))
+	if (crowded_out(&dns_ring, CLASS_DNS, c, asker->h.cgroup_id, p.messages))
 		return;
 
 	/* Straight into the ring: a scratch of the CPU would be another task's, too, where the kernel preempts. */

@@ -113,19 +113,15 @@ static __noinline bool has_watched_link(struct file_scratch *s, struct vfsmount 
 	return l.found;
 }
 
-/* Whether a task sees other mounts than the host does. */
-static __always_inline bool in_other_mounts(struct task_struct *task)
+/* Whether a process of another mount namespace may see a file by another path than the host does. */
+static __always_inline bool may_be_elsewhere(struct task_struct *task, struct super_block *sb)
 {
 	struct nsproxy *nsproxy = task->nsproxy;
+	unsigned long magic;
 
-	return config.host_mnt_ns && nsproxy && nsproxy->mnt_ns->ns.inum != config.host_mnt_ns;
-}
-
-/* Whether the host may have a file of this file system, by another path. */
-static __always_inline bool may_be_elsewhere(struct super_block *sb)
-{
-	unsigned long magic = BPF_CORE_READ(sb, s_magic);
-
+	if (!config.host_mnt_ns || !nsproxy || nsproxy->mnt_ns->ns.inum == config.host_mnt_ns)
+		return false;
+	magic = BPF_CORE_READ(sb, s_magic);
 	/* A container's own layers, and what has no files of the host. */
 	return magic != OVERLAYFS_SUPER_MAGIC && magic != PROC_SUPER_MAGIC && magic != SYSFS_MAGIC;
 }
@@ -190,10 +186,11 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 		return 0;
 	dentry = BPF_CORE_READ(file, f_path.dentry);
 	mnt = BPF_CORE_READ(file, f_path.mnt);
+	sb = BPF_CORE_READ(inode, i_sb);
 	walk_path(&s->path, mnt, dentry, task);
 	if (config.watching && is_watched(s, &s->path))
 		access |= OPEN_WATCHED;
-	if (in_other_mounts(task) && may_be_elsewhere(sb = BPF_CORE_READ(inode, i_sb))) {
+	if (may_be_elsewhere(task, sb)) {
 		walk_in_file_system(&s->source, mnt, dentry, BPF_CORE_READ(sb, s_root));
 		source_len = walk_len(&s->source);
 		if (config.watching && config.host_root_dev == BPF_CORE_READ(sb, s_dev) && is_watched(s, &s->source))
@@ -207,7 +204,7 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 	if (!(access & (OPEN_WRITE | OPEN_CREATED | OPEN_WATCHED)))
 		return 0;
 
-	if (crowded_out(&file_ring, CLASS_FILE, c, task))
+	if (crowded_out(&file_ring, CLASS_FILE, c, cgroup_of(task), 1))
 		return 0;
 	e = &s->event;
 	fill_header(&e->h, task);
@@ -218,7 +215,7 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 	e->file_flags = BPF_CORE_READ(file, f_flags);
 	e->flags = open_flags(sc, e->file_flags, c);
 	e->ino = BPF_CORE_READ(inode, i_ino);
-	e->dev = encode_dev(BPF_CORE_READ(inode, i_sb, s_dev));
+	e->dev = encode_dev(BPF_CORE_READ(sb, s_dev));
 	e->mode = mode;
 	e->uid = BPF_CORE_READ(inode, i_uid.val);
 	e->gid = BPF_CORE_READ(inode, i_gid.val);

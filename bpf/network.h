@@ -292,7 +292,7 @@ static __always_inline bool emit_conn(struct conn_scratch *s, struct task_struct
 		return false;
 	if (config.ignoring & IGNORE_PEERS && (from->remote_port || *(__u32 *)from->remote_addr) && is_ignored_peer(from, c))
 		return false;
-	if (crowded_out(&network_ring, CLASS_NETWORK, c, task))
+	if (crowded_out(&network_ring, CLASS_NETWORK, c, cgroup_of(task), 1))
 		return true;
 	fill_header(&from->h, task);
 	from->h.class = CLASS_NETWORK;

@@ -114,7 +114,7 @@ static __noinline int on_change(struct task_struct *task, struct syscall *sc)
 	if (r->times)
 		e->number = known ? sc->number : read_time(r, sc, c);
 
-	if (left_out(task, c) || crowded_out(&file_ring, CLASS_FILE, c, task))
+	if (left_out(task, c) || crowded_out(&file_ring, CLASS_FILE, c, cgroup_of(task), 1))
 		return 0;
 	fill_header(&e->h, task);
 	e->h.class = CLASS_FILE;

@@ -137,22 +137,18 @@ static __always_inline void count(__u64 *counter)
 #define RING_AVAILABLE 0 /* BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE */
 #define RING_SIZE 1
 
-/* Whether a ring is nearly full. */
-static __always_inline bool is_crowded(void *ring)
-{
-	return config.share && bpf_ringbuf_query(ring, RING_AVAILABLE) >= bpf_ringbuf_query(ring, RING_SIZE) / 4 * 3;
-}
-
 /*
  * Whether an event is left out because its cgroup fills a ring that is nearly full: one noisy container must not
  * blind the node to the others. Nothing is left out while the ring is less than three quarters full. What is left out
  * is counted, here and for its cgroup.
  */
-static __noinline bool over_share(enum event_class class, struct counters *c, __u64 cgroup, __u32 events)
+static __always_inline bool crowded_out(void *ring, enum event_class class, struct counters *c, __u64 cgroup, __u32 events)
 {
 	struct share_key key = {};
 	struct share first = {.events = events}, *s;
 
+	if (!config.share || bpf_ringbuf_query(ring, RING_AVAILABLE) < bpf_ringbuf_query(ring, RING_SIZE) / 4 * 3)
+		return false;
 	key.cgroup = cgroup;
 	key.class = class;
 	first.window = bpf_ktime_get_boot_ns() >> SHARE_WINDOW_SHIFT;

@@ -41,12 +41,6 @@ static __always_inline __u64 cgroup_of(struct task_struct *task)
 	return BPF_CORE_READ(state, cgroup, kn, id);
 }
 
-/* Whether a task's event is left out so that others have room. */
-static __always_inline bool crowded_out(void *ring, enum event_class class, struct counters *c, struct task_struct *task)
-{
-	return is_crowded(ring) && over_share(class, c, cgroup_of(task), 1);
-}
-
 /* Fills what every event says of its actor, the current task; size, seq, class and action are its own. */
 static __noinline void fill_header(struct header *h, struct task_struct *task)
 {
