@@ -23,8 +23,9 @@ demo: deps build ## Fetch, build, start everything, simulate attacks, show the a
 .PHONY: test
 test: deps deps-test build lint check-generated ## Everything CI runs: build, lint, generated files, all tests, race tests
 	@if [ "$$(id -u)" != 0 ]; then echo "=== NOT ROOT: tests of the live kernel are left out; run as root for all of them ==="; fi
-	$(GO) test -timeout 20m ./...
-	$(GO) test -race -timeout 20m $(RACE)
+	@# Through report, because go test says nothing of what passing packages left out.
+	set -o pipefail; $(GO) test -json -timeout 20m ./... | $(GO) run ./test/report
+	set -o pipefail; $(GO) test -json -race -timeout 20m $(RACE) | $(GO) run ./test/report
 	@echo "make test: all passed"
 
 ##@ Build

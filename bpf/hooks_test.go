@@ -13,7 +13,10 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,12 +31,24 @@ var hookOf = map[Action]string{
 // hooked is whether the paths of an action are taken at a hook on this kernel.
 func hooked(k *Kernel, a Action) bool { return slices.Contains(k.Hooks(), hookOf[a]) }
 
-// needHooks skips the test where the kernel lets nobody attach to its functions.
+// needHooks skips the test where the kernel lets nobody attach to its functions; it fails where it does, and the sensor
+// did not.
 func needHooks(t *testing.T, k *Kernel) {
 	t.Helper()
-	if len(k.Hooks()) == 0 {
-		t.Skip("SKIPPED (needs a kernel that lets BPF programs attach to its functions): paths are the caller's text here")
+	if len(k.Hooks()) > 0 {
+		return
 	}
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.Tracing, AttachType: ebpf.AttachTraceFEntry, AttachTo: "security_path_unlink", License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
+	if err == nil {
+		defer p.Close()
+		var l link.Link
+		if l, err = link.AttachTracing(link.TracingOptions{Program: p}); err == nil {
+			l.Close()
+			t.Fatal("a program can be attached to a function of this kernel, and the sensor attached none")
+		}
+	}
+	t.Skipf("SKIPPED (needs a kernel that lets BPF programs attach to its functions; this one says: %v): paths are the caller's text here", err)
 }
 
 // TestHooksOfKernel: every hook is in use on a kernel that has any. Debian's have them all.

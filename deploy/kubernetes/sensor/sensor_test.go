@@ -490,11 +490,14 @@ func TestLeastRights(t *testing.T) {
 			t.Errorf("no event of class %s", class)
 		}
 	}
-	if _, err := os.Stat("/proc/1/root/etc/passwd"); err != nil {
-		t.Logf("NOT CHECKED: the names of the host's users, because this machine forbids what the sensor reads them by: %v", err)
-	} else if !named {
-		t.Error("a user of the host has no name")
-	}
+	t.Run("names of the host's users", func(t *testing.T) {
+		if _, err := os.Stat(filepath.Join("/proc/1/root", "etc/passwd")); err != nil {
+			t.Skipf("SKIPPED (this machine forbids what the sensor reads them by: %v): the names were not checked", err)
+		}
+		if !named {
+			t.Error("a user of the host has no name")
+		}
+	})
 	t.Logf("events of the trigger: %v", seen)
 	if t.Failed() {
 		t.Logf("log:\n%s", &p.log)

@@ -87,8 +87,9 @@ func TestHostsMounts(t *testing.T) {
 		t.Errorf("without the host's root: %+v, %v", h, err)
 	}
 	write("1/mountinfo", mountsHybrid)
-	write("1/root/sys/fs/cgroup/memory/tasks", "")
-	if h, err := nodeHierarchy(proc); err != nil || h.Mount != proc+"/1/root/sys/fs/cgroup/memory" {
+	const host = "1/root"
+	write(filepath.Join(host, "sys/fs/cgroup/memory/tasks"), "")
+	if h, err := nodeHierarchy(proc); err != nil || h.Mount != filepath.Join(proc, host, "sys/fs/cgroup/memory") {
 		t.Errorf("with the host's root: %+v, %v", h, err)
 	}
 }

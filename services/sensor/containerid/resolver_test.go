@@ -31,7 +31,7 @@ func makeCgroup(t *testing.T, h Hierarchy, name string) (dir, path string, id ui
 // TestResolver asks each hierarchy of this machine.
 func TestResolver(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("needs root: makes cgroups")
+		t.Skip("SKIPPED (needs root): no cgroup was made, so none was resolved")
 	}
 	node, err := NodeHierarchy()
 	if err != nil {

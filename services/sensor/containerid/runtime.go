@@ -44,7 +44,7 @@ type Runtimes struct {
 
 // NewRuntimes returns a reader of the host's runtimes. The host's root is that of
 // pid 1, or this process's own where that may not be seen.
-func NewRuntimes() *Runtimes { return newRuntimes("/proc/1/root/", "/") }
+func NewRuntimes() *Runtimes { return newRuntimes("/proc/1/root", "/") }
 
 func newRuntimes(roots ...string) *Runtimes {
 	c, err := lru.New[string, Names](namesKept)
