@@ -128,6 +128,9 @@ func (d *detector) consume(ctx context.Context) error {
 	gaps := bus.NewGaps()
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	wg.Go(func() { d.selector.run(ctx) })
 	return d.bus.Consume(ctx, schemas.StreamEvents, schemas.DurableDetector, stopGrace, func(m *bus.Message) {
 		if missed := gaps.Observe(m); missed > 0 {
 			class, _ := announced(m)
@@ -139,7 +142,7 @@ func (d *detector) consume(ctx context.Context) error {
 			return
 		}
 		d.metrics.events.WithLabelValues(b.Class().String()).Add(float64(b.Rows()))
-		d.selector.observe(ctx, b)
+		d.selector.observe(b)
 		found := Evaluate(d.eval, b)
 		if len(found) == 0 {
 			m.Done(nil)

@@ -29,14 +29,15 @@ const (
 const maxWatched = 896
 
 // selector tells sensors what the loaded rules need of them, each in its own key
-// of BucketControl. It is used by one goroutine.
+// of BucketControl. observe is called for every batch and never waits; run does
+// what takes time.
 type selector struct {
 	bus   *bus.Bus
 	log   *slog.Logger
 	paths []string                      // that the rules read
 	calls []string                      // that they are about
 	seen  *lru.Cache[string, time.Time] // when a key was looked at
-	pause time.Time                     // until when the bucket is left alone, after a failure
+	keys  chan string                   // to look at
 }
 
 func newSelector(b *bus.Bus, set *rules.Set, log *slog.Logger) (*selector, error) {
@@ -44,7 +45,7 @@ func newSelector(b *bus.Bus, set *rules.Set, log *slog.Logger) (*selector, error
 	if err != nil {
 		return nil, err
 	}
-	s := &selector{bus: b, log: log, paths: set.WatchedPaths(), calls: set.Syscalls(), seen: seen}
+	s := &selector{bus: b, log: log, paths: set.WatchedPaths(), calls: set.Syscalls(), seen: seen, keys: make(chan string, 1024)}
 	if n := len(s.paths); n > maxWatched {
 		log.Error("the rules read more paths than a sensor can watch: those beyond are seen only when they are written", "paths", n, "watched", maxWatched, "first_beyond", s.paths[maxWatched])
 		s.paths = s.paths[:maxWatched]
@@ -52,15 +53,13 @@ func newSelector(b *bus.Bus, set *rules.Set, log *slog.Logger) (*selector, error
 	return s, nil
 }
 
-// observe looks at the nodes that a batch of class health is of.
-func (s *selector) observe(ctx context.Context, b *batch.Batch) {
+// observe notes the sensors that a batch of class health is of. It does not wait:
+// those for which there is no room are noted at their next report.
+func (s *selector) observe(b *batch.Batch) {
 	if b.Class() != schemas.Health {
 		return
 	}
 	now := time.Now()
-	if now.Before(s.pause) {
-		return
-	}
 	for r := range b.Rows() {
 		if b.Str(schemas.HealthService, r) != schemas.ServiceSensor {
 			continue
@@ -69,12 +68,32 @@ func (s *selector) observe(ctx context.Context, b *batch.Batch) {
 		if at, ok := s.seen.Get(key); ok && now.Sub(at) < lookAgain {
 			continue
 		}
-		if err := s.tell(ctx, key); err != nil {
-			s.log.Warn("a sensor is not told what the rules need; its own configuration says what it reports", "bucket", schemas.BucketControl, "key", key, "error", err)
-			s.pause = now.Add(10 * time.Second)
-			return
+		select {
+		case s.keys <- key:
+			s.seen.Add(key, now)
+		default:
 		}
-		s.seen.Add(key, now)
+	}
+}
+
+// run tells the sensors that were noted, until ctx ends.
+func (s *selector) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case key := <-s.keys:
+			err := s.tell(ctx, key)
+			if err == nil || ctx.Err() != nil {
+				continue
+			}
+			s.log.Warn("a sensor is not told what the rules need; its own configuration says what it reports", "bucket", schemas.BucketControl, "key", key, "error", err)
+			s.seen.Remove(key) // its next report asks again
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+		}
 	}
 }
 

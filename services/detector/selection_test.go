@@ -46,6 +46,19 @@ func TestSelection(t *testing.T) {
 	send := func(service string, nodes ...string) {
 		f.send(schemas.EventsSubject("prod.eu", nodes[0], schemas.Health), healthOf(t, service, "prod.eu", nodes...))
 		f.settled()
+		// Two that are told after them: by then they have been told.
+		for i := range 2 {
+			fence := fmt.Sprintf("fence-%d-%d", len(nodes)+f.sent, i)
+			f.send(schemas.EventsSubject("prod.eu", fence, schemas.Health), healthOf(t, schemas.ServiceSensor, "prod.eu", fence))
+			for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+				if _, err := kv.Get(t.Context(), key(fence)); err == nil {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatal("nobody is told any more")
+				}
+			}
+		}
 	}
 	get := func(node string) (schemas.Selection, uint64) {
 		t.Helper()
@@ -62,8 +75,8 @@ func TestSelection(t *testing.T) {
 		}
 		return sel, e.Revision()
 	}
-	send(schemas.ServiceSensor, "node-1", "node-2")
 	send(schemas.ServiceSink, "_sink")
+	send(schemas.ServiceSensor, "node-1", "node-2")
 	one, revision := get("node-1")
 	if !slices.Equal(one.WatchedPaths, []string{"/srv/keys"}) || !slices.Contains(one.WantedCalls, "close") || !slices.Contains(one.WantedCalls, "openat") {
 		t.Errorf("node-1: %+v", one)
