@@ -62,3 +62,8 @@ func SeverityOfPriority(priority string) (Severity, error) {
 	}
 	return 0, fmt.Errorf("unknown priority %q (known: %s)", priority, strings.Join(names, ", "))
 }
+
+// Risk is the risk score, of 100, of an alert whose rule says no other.
+func (s Severity) Risk() uint32 {
+	return [...]uint32{0, 10, 25, 50, 75, 95}[min(s, Critical)]
+}

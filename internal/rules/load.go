@@ -2,6 +2,7 @@ package rules
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -29,8 +30,17 @@ type Rule struct {
 	Tags   []string
 	// Techniques are ATT&CK technique ids: those under mitre, then those
 	// among the tags.
-	Techniques     []string
-	FalsePositives []string
+	Techniques []string
+	// ID names the rule for good; "" where the file gives none.
+	ID string
+	// Risk is from 0 to 100; where the file gives none, that of the severity.
+	Risk uint32
+	// AlertTypes are the ids that other catalogues have for what it raises, as
+	// in K8S.NODE_HistoryFileCleared.
+	AlertTypes []string
+	// References, FalsePositives and Response are for people: where to read
+	// more, what else makes the rule fire, what to do when it does.
+	References, FalsePositives, Response []string
 	// Enabled is false for a rule that is loaded and checked and not evaluated.
 	Enabled bool
 	// Classes are the event classes whose events the rule can match.
@@ -287,18 +297,23 @@ func (l *loader) change(r *ruleDef, it *item) {
 		}
 		r.desc = it.desc
 	}
-	appendTo := func(dst *[]string, has bool, key string, more []string) {
-		switch {
-		case !has:
-		case it.how(key) == "append":
-			*dst = slices.Concat(*dst, more)
-		default:
-			*dst = more
+	texts := maps.Clone(r.texts)
+	for key, more := range it.texts {
+		if texts == nil {
+			texts = make(map[string][]string)
 		}
+		if it.how(key) == "append" {
+			more = slices.Concat(texts[key], more)
+		}
+		texts[key] = more
 	}
-	appendTo(&r.tags, it.hasTags, "tags", it.tags)
-	appendTo(&r.mitre, it.hasMitre, "mitre", it.mitre)
-	appendTo(&r.falsePositives, it.hasFalsePositive, "false_positives", it.falsePositives)
+	r.texts = texts
+	if it.id != nil {
+		r.id = it.id
+	}
+	if it.risk != nil {
+		r.risk = it.risk
+	}
 	if it.priority != nil {
 		r.priority = it.priority
 	}
@@ -359,7 +374,7 @@ func (l *loader) compile() *Set {
 		def.tree = tree
 		c.macros[name] = def
 	}
-	b := &setBuilder{loader: l, checker: c, compilers: make([]*compiler, numClasses)}
+	b := &setBuilder{loader: l, checker: c, compilers: make([]*compiler, numClasses), ids: make(map[string]string)}
 	for i := range b.compilers {
 		b.compilers[i] = newCompiler(schemas.Class(i))
 	}
@@ -389,6 +404,7 @@ type setBuilder struct {
 	*loader
 	checker   *checker
 	compilers []*compiler
+	ids       map[string]string // name of the rule that has an id
 	out       []*Rule
 	nodes     int
 }
@@ -406,7 +422,8 @@ func (b *setBuilder) rule(def *ruleDef) {
 	}
 	at := def.at.fault("", "")
 	r := &Rule{
-		Name: def.name, Description: *def.desc, Source: source, Tags: def.tags, FalsePositives: def.falsePositives,
+		Name: def.name, Description: *def.desc, Source: source, Tags: def.texts["tags"], AlertTypes: def.texts["alert_type"],
+		References: def.texts["references"], FalsePositives: def.texts["false_positives"], Response: def.texts["response"],
 		Condition: strings.TrimSpace(def.condition.value), OutputTemplate: strings.TrimSpace(def.output.value),
 		Priority: strings.TrimSpace(def.priority.value), Enabled: def.enabled == nil || *def.enabled,
 		File: at.File, Line: at.Line,
@@ -415,7 +432,18 @@ func (b *setBuilder) rule(def *ruleDef) {
 	if r.Severity, err = schemas.SeverityOfPriority(r.Priority); err != nil {
 		b.error(pos{text: def.priority}, "", "%s", err)
 	}
-	for _, id := range slices.Concat(def.mitre, def.tags) {
+	r.Risk = r.Severity.Risk()
+	if def.risk != nil {
+		r.Risk = *def.risk
+	}
+	if def.id != nil {
+		r.ID = def.id.value
+		if other, ok := b.ids[r.ID]; ok {
+			b.error(pos{text: def.id}, "", "rules %q and %q have the same id %s", other, r.Name, r.ID)
+		}
+		b.ids[r.ID] = r.Name
+	}
+	for _, id := range slices.Concat(def.texts["mitre"], def.texts["tags"]) {
 		if technique.MatchString(id) && !slices.Contains(r.Techniques, id) {
 			r.Techniques = append(r.Techniques, id)
 		}

@@ -415,3 +415,49 @@ func TestReadPaths(t *testing.T) {
 		t.Error("a file over the bound is no error")
 	}
 }
+
+// TestOwnKeys: Picket's own keys of a rule are read, appended to, and checked.
+func TestOwnKeys(t *testing.T) {
+	const base = `
+- rule: A
+  desc: d
+  condition: evt.type = execve
+  output: o
+  priority: ERROR
+  id: rule-a
+  risk: 81
+  alert_type: K8S.NODE_A
+  references: [https://example.test/a]
+  response: Look.
+`
+	set, _, err := rules.Load([]rules.Source{{Name: "a.yaml", Data: []byte(base + `
+- rule: A
+  risk: 82
+  response: [Stop it.]
+  override: {response: append, risk: replace}
+- rule: B
+  desc: d
+  condition: evt.type = execve
+  output: o
+  priority: ERROR
+`)}}, rules.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := set.Rules()[0], set.Rules()[1]
+	if a.ID != "rule-a" || a.Risk != 82 || !slices.Equal(a.AlertTypes, []string{"K8S.NODE_A"}) || !slices.Equal(a.References, []string{"https://example.test/a"}) || !slices.Equal(a.Response, []string{"Look.", "Stop it."}) {
+		t.Errorf("%+v", a)
+	}
+	if b.ID != "" || b.Risk != 75 {
+		t.Errorf("id %q, risk %d", b.ID, b.Risk)
+	}
+	for wrong, want := range map[string]string{
+		strings.Replace(base, "81", "101", 1):                         `a.yaml:8:9: expected a number from 0 to 100 for risk, found "101"`,
+		strings.Replace(base, "rule-a", "Rule A", 1):                  `a.yaml:7:7: "Rule A" is no id of a rule`,
+		base + strings.Replace(base, "- rule: A", "- rule: Other", 1): `rules "A" and "Other" have the same id rule-a`,
+	} {
+		if _, _, err := rules.Load([]rules.Source{{Name: "a.yaml", Data: []byte(wrong)}}, rules.Options{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,17 +25,14 @@ type item struct {
 	priority  *text
 	source    *text
 	enabled   *bool
-	tags      []string
-	hasTags   bool
 
-	exceptions       []exception
-	hasExceptions    bool
-	warnEvttypes     *bool
-	skipUnknown      *bool
-	mitre            []string
-	hasMitre         bool
-	falsePositives   []string
-	hasFalsePositive bool
+	exceptions    []exception
+	hasExceptions bool
+	warnEvttypes  *bool
+	skipUnknown   *bool
+	id            *text
+	risk          *uint32
+	texts         map[string][]string // keys with one text or a list of them: textKeys
 
 	items    []value // list
 	hasItems bool
@@ -202,11 +200,21 @@ func listValue(t *text) value {
 }
 
 var itemKeys = map[string][]string{
-	"rule": {"condition", "output", "desc", "priority", "source", "enabled", "tags", "exceptions", "warn_evttypes",
-		"skip-if-unknown-filter", "append", "override", "mitre", "false_positives"},
+	"rule": {"condition", "output", "desc", "priority", "source", "enabled", "exceptions", "warn_evttypes",
+		"skip-if-unknown-filter", "append", "override", "id", "risk", "tags", "mitre", "alert_type", "references", "false_positives", "response"},
 	"macro": {"condition", "append", "override"},
 	"list":  {"items", "append", "override"},
 }
+
+// textKeys are the keys of a rule that are one text or a list of them.
+var textKeys = []string{"tags", "mitre", "alert_type", "references", "false_positives", "response"}
+
+// ruleID is what a rule may be called by, for good: names are for people and
+// change.
+var ruleID = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+
+// maxRisk is the highest risk score of a rule.
+const maxRisk = 100
 
 // ignoredKeys are keys of the language that change nothing here.
 var ignoredKeys = map[string]string{
@@ -309,17 +317,30 @@ func (y *yamlReader) key(it *item, k, v *yaml.Node) {
 		if b := y.bool(v, k.Value); b != nil {
 			it.append = *b
 		}
-	case "tags":
-		it.tags, it.hasTags = y.strings(v, k.Value), true
-	case "mitre":
-		it.mitre, it.hasMitre = y.strings(v, k.Value), true
-		for _, id := range it.mitre {
+	case "id":
+		if it.id, _ = y.scalar(v, k.Value); it.id != nil && !ruleID.MatchString(it.id.value) {
+			y.error(y.pos(v), "use lower-case letters, digits, dots, dashes, at most 64", "%.80q is no id of a rule", it.id.value)
+		}
+	case "risk":
+		var risk uint32
+		if v.Kind != yaml.ScalarNode || v.Decode(&risk) != nil || risk > maxRisk {
+			y.error(y.pos(v), "", "expected a number from 0 to %d for risk, found %s", maxRisk, describe(v))
+			return
+		}
+		it.risk = &risk
+	case "tags", "mitre", "alert_type", "references", "false_positives", "response":
+		if it.texts == nil {
+			it.texts = make(map[string][]string)
+		}
+		it.texts[k.Value] = y.strings(v, k.Value)
+		if k.Value != "mitre" {
+			return
+		}
+		for _, id := range it.texts[k.Value] {
 			if !technique.MatchString(id) {
 				y.error(y.pos(v), "like T1059 or T1059.004", "%q is not an ATT&CK technique id", id)
 			}
 		}
-	case "false_positives":
-		it.falsePositives, it.hasFalsePositive = y.strings(v, k.Value), true
 	case "exceptions":
 		it.exceptions, it.hasExceptions = y.exceptions(v), true
 	case "items":
@@ -348,8 +369,11 @@ func (y *yamlReader) override(it *item, v *yaml.Node) {
 		case "replace":
 		case "append":
 			switch k.Value {
-			case "condition", "output", "desc", "tags", "exceptions", "items", "mitre", "false_positives":
+			case "condition", "output", "desc", "exceptions", "items":
 			default:
+				if slices.Contains(textKeys, k.Value) {
+					break
+				}
 				y.error(y.pos(how), "use replace", "%q cannot be appended to", k.Value)
 			}
 		default:
