@@ -82,6 +82,13 @@ func (s *Set) Classes() []schemas.Class {
 // ruleDef is a rule while its parts are merged.
 type ruleDef struct{ item }
 
+func (d *ruleDef) sourceName() string {
+	if d.source == nil {
+		return "syscall"
+	}
+	return strings.TrimSpace(d.source.value)
+}
+
 // loader merges the items of all files.
 type loader struct {
 	*report
@@ -112,7 +119,7 @@ func Load(files []Source, opts Options) (*Set, []Warning, error) {
 	}
 	total, count := 0, 0
 	for _, f := range files {
-		y := &yamlReader{report: l.report, file: newFile(f.Name, nil)}
+		y := &yamlReader{report: l.report, file: newFile(f.Name, nil), strict: opts.Strict}
 		if total += len(f.Data); len(f.Data) > maxFileBytes || total > maxTotalBytes {
 			y.whole("file of %d bytes; a file may have %d, all together %d", len(f.Data), maxFileBytes, maxTotalBytes)
 			break
@@ -250,7 +257,10 @@ func (l *loader) mergeRule(it *item) {
 		l.change(old, it)
 		return
 	}
-	if len(it.keys) == 1 && it.enabled != nil { // switches an earlier rule
+	if it.enabled != nil && it.condition == nil && it.output == nil && it.desc == nil && it.priority == nil { // switches an earlier rule
+		if len(it.keys) > 1 {
+			l.warn(it.at, it.name, false, "use override", "of the entry of rule %q only enabled counts: it has neither condition nor output, desc and priority", it.name)
+		}
 		if old == nil {
 			l.error(it.at, didYouMean(it.name, keysOf(l.rules)), "rule %q is not defined before, so there is nothing to enable or disable", it.name)
 			return
@@ -268,6 +278,10 @@ func (l *loader) mergeRule(it *item) {
 		}
 	}
 	def := &ruleDef{*it}
+	if old != nil && old.sourceName() != def.sourceName() {
+		l.error(it.at, "", "rule %q is defined again with another source: %s, before %s", it.name, def.sourceName(), old.sourceName())
+		return
+	}
 	if old != nil {
 		*old = *def
 		return
@@ -374,7 +388,7 @@ func (l *loader) compile() *Set {
 		def.tree = tree
 		c.macros[name] = def
 	}
-	b := &setBuilder{loader: l, checker: c, compilers: make([]*compiler, numClasses), ids: make(map[string]string)}
+	b := &setBuilder{loader: l, checker: c, compilers: make([]*compiler, numClasses), ids: make(map[string]string), skipped: make(map[string]bool)}
 	for i := range b.compilers {
 		b.compilers[i] = newCompiler(schemas.Class(i))
 	}
@@ -384,6 +398,9 @@ func (l *loader) compile() *Set {
 	// Macros and lists that no rule uses are checked too: they are meant for
 	// rules to come.
 	for _, name := range keysOf(c.macros) {
+		if b.skipped[name] {
+			continue
+		}
 		c.macro(&expr{kind: exprName, at: c.macros[name].at, name: name}, 0)
 	}
 	for _, name := range keysOf(c.lists) {
@@ -405,20 +422,24 @@ type setBuilder struct {
 	checker   *checker
 	compilers []*compiler
 	ids       map[string]string // name of the rule that has an id
+	skipped   map[string]bool   // macros with names unknown, of rules that may be skipped
 	out       []*Rule
 	nodes     int
 }
 
 func (b *setBuilder) rule(def *ruleDef) {
-	source := "syscall"
-	if def.source != nil {
-		source = strings.TrimSpace(def.source.value)
-	}
+	source := def.sourceName()
 	classes, known := classesOf[source]
 	if !known {
 		remedy := "syscall or k8s_audit"
 		b.lacking(def, pos{text: def.source}, remedy, fmt.Sprintf("Picket reads no events of source %q", source))
 		return
+	}
+	if def.skipUnknown != nil && *def.skipUnknown {
+		if at, what := b.unknown(def); what != "" {
+			b.warn(at, def.name, true, "", "rule %q is left out, as its skip-if-unknown-filter says: %s", def.name, what)
+			return
+		}
 	}
 	at := def.at.fault("", "")
 	r := &Rule{
@@ -626,6 +647,9 @@ func (b *setBuilder) exceptionPart(x *exception, i int, f value, v exceptionValu
 		b.fault(fault)
 		return nil
 	}
+	if op.takesList() && !v.list && len(v.values) == 1 {
+		v.values = listInText(v.values[0])
+	}
 	compare := func(vs []value) *expr {
 		return &expr{kind: exprCompare, at: f.at, cmp: &comparison{field: ref, op: op, opAt: x.at, values: vs, list: true}}
 	}
@@ -641,6 +665,32 @@ func (b *setBuilder) exceptionPart(x *exception, i int, f value, v exceptionValu
 		return nil
 	}
 	return or
+}
+
+// listInText returns the values of a list that is written as one text, as in
+// "(a, b)" or "a, b", which exceptions may have; the value alone if it is no list.
+func listInText(v value) []value {
+	s := v.text
+	if v.quoted || !strings.HasPrefix(s, "(") && !strings.Contains(s, ",") {
+		return []value{v}
+	}
+	if !strings.HasPrefix(s, "(") {
+		s = "(" + s + ")"
+	}
+	p := &parser{src: v.at.text, s: s}
+	var c comparison
+	var fault *Error
+	func() {
+		defer p.recovered(&fault)
+		p.list(&c)
+	}()
+	if fault != nil || !p.end() {
+		return []value{v}
+	}
+	for i := range c.values {
+		c.values[i].at = v.at
+	}
+	return c.values
 }
 
 // parseField reads a text that is one field.
