@@ -16,6 +16,12 @@ type Options struct {
 	// can match. Otherwise the rule is left out with a Warning, so that files
 	// of the community load. Other faults are errors either way.
 	Strict bool
+	// Lint warns of more: what has no effect (definitions and overrides that
+	// later ones replace, macros and lists that no rule uses), conditions that
+	// contradict themselves, and rules that no sensor feeds which leaves out
+	// the system calls Unwanted.
+	Lint     bool
+	Unwanted []string
 }
 
 // Rule is one loaded rule. It does not change after Load.
@@ -97,6 +103,9 @@ type loader struct {
 	order  []*ruleDef
 	macros map[string]*macroText
 	lists  map[string]*listDef
+	// changes are what entries with append, override or enabled alone did, by
+	// kind and name; for Lint.
+	changes map[string][]change
 }
 
 type macroText struct {
@@ -116,6 +125,8 @@ func Load(files []Source, opts Options) (*Set, []Warning, error) {
 		rules:  make(map[string]*ruleDef),
 		macros: make(map[string]*macroText),
 		lists:  make(map[string]*listDef),
+
+		changes: make(map[string][]change),
 	}
 	total, count := 0, 0
 	for _, f := range files {
@@ -196,6 +207,9 @@ func (l *loader) mergeList(it *item) {
 	}
 	old := l.lists[it.name]
 	if !l.overrides(it) {
+		if old != nil {
+			l.noteDefinition(it, old.at, sameValues(old.items, it.items))
+		}
 		l.lists[it.name] = &listDef{name: it.name, at: it.at, items: it.items}
 		return
 	}
@@ -203,6 +217,7 @@ func (l *loader) mergeList(it *item) {
 		l.undefined(it, keysOf(l.lists))
 		return
 	}
+	l.noteChange(it, "items", it.how("items"))
 	if it.how("items") == "append" {
 		it.items = slices.Concat(old.items, it.items)
 	}
@@ -216,6 +231,9 @@ func (l *loader) mergeMacro(it *item) {
 	}
 	old := l.macros[it.name]
 	if !l.overrides(it) {
+		if old != nil {
+			l.noteDefinition(it, old.at, sameText(old.condition, it.condition))
+		}
 		l.macros[it.name] = &macroText{it.name, it.at, it.condition}
 		return
 	}
@@ -223,6 +241,7 @@ func (l *loader) mergeMacro(it *item) {
 		l.undefined(it, keysOf(l.macros))
 		return
 	}
+	l.noteChange(it, "condition", it.how("condition"))
 	if it.how("condition") == "append" {
 		it.condition = l.joined(it, old.condition, it.condition)
 	}
@@ -254,6 +273,9 @@ func (l *loader) mergeRule(it *item) {
 			l.undefined(it, keysOf(l.rules))
 			return
 		}
+		for _, key := range it.keys {
+			l.noteChange(it, key, it.how(key))
+		}
 		l.change(old, it)
 		return
 	}
@@ -265,6 +287,7 @@ func (l *loader) mergeRule(it *item) {
 			l.error(it.at, didYouMean(it.name, keysOf(l.rules)), "rule %q is not defined before, so there is nothing to enable or disable", it.name)
 			return
 		}
+		l.noteChange(it, "enabled", "replace")
 		old.enabled = it.enabled
 		return
 	}
@@ -283,6 +306,7 @@ func (l *loader) mergeRule(it *item) {
 		return
 	}
 	if old != nil {
+		l.noteDefinition(it, old.at, sameText(old.condition, it.condition) && sameText(old.output, it.output))
 		*old = *def
 		return
 	}
@@ -395,6 +419,9 @@ func (l *loader) compile() *Set {
 	for _, r := range l.order {
 		b.rule(r)
 	}
+	if l.opts.Lint {
+		b.unused()
+	}
 	// Macros and lists that no rule uses are checked too: they are meant for
 	// rules to come.
 	for _, name := range keysOf(c.macros) {
@@ -498,7 +525,18 @@ func (b *setBuilder) rule(def *ruleDef) {
 			b.lacking(def, def.at, "", "no sensor reports the system calls it is about: "+strings.Join(calls, ", "))
 			return
 		}
-		b.warn(def.at, r.Name, false, "", "rule %q can match no event: its condition is never true", r.Name)
+	}
+	switch {
+	case b.opts.Lint && !b.contradictions(def, cd):
+	case r.Classes != nil:
+	default:
+		at, why := def.at, "its condition is never true"
+		if b.opts.Lint {
+			if more, place := b.apart(cd, classes); more != "" {
+				at, why = b.own(def, place, cd), more
+			}
+		}
+		b.warn(at, r.Name, false, "", "rule %q can match no event: %s", r.Name, why)
 	}
 	r.index = len(b.out)
 	b.out = append(b.out, r)
@@ -745,6 +783,17 @@ func (b *setBuilder) where(cd *cond, p *predicate) pos {
 	return pos{}
 }
 
+// unfed tells of rules that no sensor feeds which leaves out what is unwanted,
+// save what the rules ask for.
+func (b *setBuilder) unfed(s *Set) {
+	unwanted := slices.DeleteFunc(slices.Clone(b.opts.Unwanted), func(c string) bool { return slices.Contains(s.syscalls, c) })
+	for _, n := range s.Needs() {
+		if !n.Fed(nodeClasses, unwanted) {
+			b.warn(b.rules[n.Rule.Name].at, n.Rule.Name, false, "compare evt.type with it, so that sensors are asked for it", "rule %q is fed by no sensor: by default they leave out %s", n.Rule.Name, n)
+		}
+	}
+}
+
 func (b *setBuilder) set() *Set {
 	s := &Set{rules: b.out, programs: make([]*program, numClasses)}
 	for i, c := range b.compilers {
@@ -754,5 +803,8 @@ func (b *setBuilder) set() *Set {
 		}
 	}
 	s.selection(b)
+	if b.opts.Lint {
+		b.unfed(s)
+	}
 	return s
 }
