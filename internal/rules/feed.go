@@ -104,14 +104,14 @@ func (t truthValue) not() truthValue {
 // feeder evaluates conditions for events of one system call of which nothing
 // else is known.
 type feeder struct {
-	p            *program
-	memo         []truthValue
-	call, action string
+	p             *program
+	memo          []truthValue
+	call, actions []string
 }
 
 func (f *feeder) of(call string) {
 	clear(f.memo)
-	f.call, f.action = call, actionOf(f.p.class, call)
+	f.call, f.actions = []string{call}, actionsOf(f.p.class, call)
 }
 
 func (f *feeder) edge(e edge) truthValue {
@@ -134,11 +134,26 @@ func (f *feeder) edge(e edge) truthValue {
 
 func (f *feeder) node(n *node) truthValue {
 	if p := n.pred; p != nil {
-		value := map[string]string{"evt.type": f.call, "evt.action": f.action}[p.operand.ref]
-		if value == "" || p.match == nil {
+		var values []string
+		switch p.operand.ref {
+		case "evt.type":
+			values = f.call
+		case "evt.action":
+			values = f.actions
+		}
+		if p.match == nil {
 			return maybe
 		}
-		if p.match.match(value) {
+		holds := 0
+		for _, v := range values {
+			if p.match.match(v) {
+				holds++
+			}
+		}
+		switch {
+		case len(values) == 0 || holds > 0 && holds < len(values):
+			return maybe
+		case holds > 0:
 			return always
 		}
 		return never
@@ -168,24 +183,22 @@ var callActions = map[string]string{
 	"accept4": "accept", "dup2": "dup", "dup3": "dup", "fcntl": "dup", "sendto": "send", "sendmsg": "send", "sendmmsg": "send",
 }
 
-// actionOf returns the value of evt.action of the events of a call; "" where
-// the call does not decide it.
-func actionOf(class schemas.Class, call string) string {
-	switch class {
-	case schemas.Kernel:
+// actionsOf returns the values of evt.action that events of a call have.
+func actionsOf(class schemas.Class, call string) []string {
+	switch {
+	case class == schemas.DNS:
+		return []string{"query", "response"}
+	case call == "unlinkat": // of a file or, with AT_REMOVEDIR, of a folder
+		return []string{"unlink", "rmdir"}
+	case class == schemas.Kernel:
 		for _, c := range schemas.Calls() {
 			if c.Name == call {
-				return c.Action
+				return []string{c.Action}
 			}
 		}
-	case schemas.Process, schemas.File, schemas.Network:
-		if a, ok := callActions[call]; ok {
-			return a
-		}
-		if call == "unlinkat" {
-			return "" // a file or, with AT_REMOVEDIR, a folder
-		}
-		return call
 	}
-	return ""
+	if a, ok := callActions[call]; ok {
+		return []string{a}
+	}
+	return []string{call}
 }

@@ -78,7 +78,7 @@ func (p *program) syscalls(e edge, f func(string)) {
 		}
 	case n.pred.operand.ref == "evt.action":
 		for _, call := range classSyscalls[p.class] {
-			if slices.Contains(n.pred.values, actionOf(p.class, call)) {
+			if slices.ContainsFunc(actionsOf(p.class, call), func(a string) bool { return slices.Contains(n.pred.values, a) }) {
 				f(call)
 			}
 		}
