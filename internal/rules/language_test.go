@@ -1,9 +1,6 @@
 package rules_test
 
 import (
-	"cmp"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -301,32 +298,11 @@ func TestSkipUnknown(t *testing.T) {
 	}
 }
 
-// falcoFiles are the community's rule files, which are not part of this
-// repository: they stand beside it.
-func falcoFiles(t *testing.T) map[string][]byte {
-	t.Helper()
-	dir := cmp.Or(os.Getenv("PICKET_FALCO_RULES"), "../../../shared/falco-rules")
-	names, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(names) == 0 {
-		t.Skipf("the community's rule files are not there: put those of falcosecurity/rules and the plugins' k8s_audit_rules.yaml into %s, or name their folder in PICKET_FALCO_RULES", dir)
-	}
-	files := make(map[string][]byte)
-	for _, n := range names {
-		if files[filepath.Base(n)], err = os.ReadFile(n); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return files
-}
-
 // TestFalcoFiles: the community's files load as they are, each alone and all
 // together, with no rule of the stable and incubating sets and of the audit
 // rules left out and none of their fields missing.
 func TestFalcoFiles(t *testing.T) {
-	files := falcoFiles(t)
+	files := rules.FalcoFiles(t)
 	var all []rules.Source
 	for name, data := range files {
 		s := rules.Source{Name: name, Data: data}
