@@ -36,6 +36,7 @@ type selector struct {
 	log   *slog.Logger
 	paths []string                      // that the rules read
 	calls []string                      // that they are about
+	needs []rules.Need                  // of each rule
 	seen  *lru.Cache[string, time.Time] // when a key was looked at
 	keys  chan string                   // to look at
 }
@@ -45,7 +46,7 @@ func newSelector(b *bus.Bus, set *rules.Set, log *slog.Logger) (*selector, error
 	if err != nil {
 		return nil, err
 	}
-	s := &selector{bus: b, log: log, paths: set.WatchedPaths(), calls: set.Syscalls(), seen: seen, keys: make(chan string, 1024)}
+	s := &selector{bus: b, log: log, paths: set.WatchedPaths(), calls: set.Syscalls(), needs: set.Needs(), seen: seen, keys: make(chan string, 1024)}
 	if n := len(s.paths); n > maxWatched {
 		log.Error("the rules read more paths than a sensor can watch: those beyond are seen only when they are written", "paths", n, "watched", maxWatched, "first_beyond", s.paths[maxWatched])
 		s.paths = s.paths[:maxWatched]
@@ -117,6 +118,9 @@ func (s *selector) tell(ctx context.Context, key string) error {
 				return fmt.Errorf("the selection that is there is no selection: %w", err)
 			}
 		case !errors.Is(err, jetstream.ErrKeyNotFound):
+			return err
+		}
+		if err := s.reportUnfed(ctx, key, sel); err != nil {
 			return err
 		}
 		if slices.Equal(sel.WatchedPaths, s.paths) && slices.Equal(sel.WantedCalls, s.calls) {
