@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"picket/schemas"
 )
@@ -168,6 +169,36 @@ func TestFed(t *testing.T) {
 	} {
 		if got := n[0].Fed(c.classes, c.unwanted); got != c.want {
 			t.Errorf("classes %s without %v: fed %v", classNames(c.classes), c.unwanted, got)
+		}
+	}
+}
+
+// TestLintBounds: what costs the search for contradictions is bounded.
+func TestLintBounds(t *testing.T) {
+	var many, deep, macros strings.Builder
+	for i := range 9000 {
+		fmt.Fprintf(&many, " and not proc.name = a%d", i)
+	}
+	for i := range 90 {
+		fmt.Fprintf(&deep, " and (proc.pid > %d or (proc.name != a%d", i, i)
+	}
+	fmt.Fprintf(&macros, "- macro: m0\n  condition: (proc.pid > 1 or proc.name != a) and (proc.pid > 2 or proc.name != b)\n")
+	for i := range 12 {
+		fmt.Fprintf(&macros, "- macro: m%d\n  condition: (m%d or not m%d)\n", i+1, i, i)
+	}
+	for name, file := range map[string]string{
+		"many comparisons": "- rule: r\n  desc: d\n  output: o\n  priority: INFO\n  condition: evt.type = execve" + many.String() + "\n",
+		"nested choices":   "- rule: r\n  desc: d\n  output: o\n  priority: INFO\n  condition: evt.type = execve" + deep.String() + strings.Repeat("))", 90) + "\n",
+		"macros":           macros.String() + "- rule: r\n  desc: d\n  output: o\n  priority: INFO\n  condition: evt.type = execve and m12\n",
+	} {
+		start := time.Now()
+		if _, _, err := Load([]Source{{Name: "a.yaml", Data: []byte(file)}}, Options{Lint: true}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if d := time.Since(start); d > 5*time.Second {
+			t.Errorf("%s: %v", name, d)
+		} else {
+			t.Logf("%s: %v", name, d)
 		}
 	}
 }

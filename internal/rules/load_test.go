@@ -59,6 +59,7 @@ func TestErrors(t *testing.T) {
 		{"argument not closed", cond("proc.aname[1 = x"), "a.yaml:5:26: expected \"]\" for the argument of proc.aname, found \"=\""},
 		{"unknown transformer", cond("lower(proc.name) = x"), "a.yaml:5:14: unknown transformer \"lower\" (did you mean tolower?)"},
 
+		{"transformer to come", cond("concat(proc.name, proc.pname) = x"), "a.yaml:5:14: the transformer concat of Falco's development version is not there (compare the fields one by one)"},
 		{"unknown field", cond("proc.nmae = x"), "a.yaml:5:14: unknown field \"proc.nmae\" (did you mean proc.name?)"},
 		{"unknown macro", "- macro: spawned\n  condition: evt.num=1\n" + cond("spawnd"), "a.yaml:7:14: unknown macro \"spawnd\" (did you mean spawned?)"},
 		{"list as macro", "- list: l\n  items: [a]\n" + cond("l"), "a.yaml:7:14: \"l\" is a list: it stands behind in, intersects or pmatch (field in (l))"},

@@ -233,6 +233,10 @@ func (p *parser) field() fieldRef {
 			f.at = p.pos(at)
 			return f
 		}
+		switch w {
+		case "join", "concat", "getopt":
+			p.fail(p.at, "compare the fields one by one", "the transformer %s of Falco's development version is not there", w)
+		}
 		p.fail(p.at, didYouMean(w, transformNames[:]), "unknown transformer %q", w)
 	}
 	end := p.at + len(w)
