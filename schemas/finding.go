@@ -216,7 +216,7 @@ type DNSQuery struct {
 
 // Resource is a Kubernetes object concerned.
 type Resource struct {
-	Name      string `json:"name"`
+	Name      string `json:"name,omitempty"`
 	Namespace string `json:"namespace,omitempty"`
 	Type      string `json:"type"`
 	UID       string `json:"uid,omitempty"`

@@ -127,14 +127,20 @@ func nodeParts(f *schemas.Finding, b *batch.Batch, row int) {
 
 func auditParts(f *schemas.Finding, b *batch.Batch, row int) {
 	str := func(id schemas.FieldID) string { return b.Str(id, row) }
-	f.Actor = &schemas.Actor{User: &schemas.User{Name: str(schemas.AuditUser), UID: str(schemas.AuditUserUID)}}
+	if u := (schemas.User{Name: str(schemas.AuditUser), UID: str(schemas.AuditUserUID)}); u != (schemas.User{}) { // none: not authenticated
+		f.Actor = &schemas.Actor{User: &u}
+	}
 	f.API = f.Evidences[0].API
 	f.Device = nil // the API server is no device of the cluster's
 	if kind := str(schemas.AuditResource); kind != "" {
 		if sub := str(schemas.AuditSubresource); sub != "" {
 			kind += "/" + sub
 		}
-		f.Resources = append(f.Resources, schemas.Resource{Type: kind, Name: str(schemas.AuditName), Namespace: str(schemas.AuditNamespace)})
+		r := schemas.Resource{Type: kind, Name: str(schemas.AuditName), Namespace: str(schemas.AuditNamespace)}
+		if r.Name == "" { // all of a kind: OCSF wants a name or an id
+			r.UID = cmp.Or(str(schemas.AuditURI), kind)
+		}
+		f.Resources = append(f.Resources, r)
 	}
 }
 
