@@ -81,7 +81,7 @@ func start(t *testing.T) *fixture {
 	}
 	return &fixture{t: t, reg: reg, admin: natstest.Connect(t, s, schemas.ServiceAdmin), d: &detector{
 		room: semaphore.NewWeighted(publishPending), selector: selector,
-		bus: b, set: set, eval: set.NewEvaluator(), metrics: newMetrics(reg),
+		bus: b, keeper: newKeeper(b, newFileWatch(nil), set, 0, log, reg, selector.use), metrics: newMetrics(reg),
 		health: health.New(schemas.ServiceDetector, "prod", "", bus.NewRunID(), log, reg)}}
 }
 
@@ -272,7 +272,7 @@ func TestDiesBeforeAcknowledging(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.d.publish(Evaluate(f.d.eval, b), false); err != nil {
+	if err := f.d.publish(Evaluate(f.d.keeper.set().NewEvaluator(), b), false); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Nak(); err != nil { // as the server does when AckWait is over
