@@ -54,8 +54,10 @@ func newRoot() *cobra.Command {
 	f.StringVar(&t.nats, "nats", "", "NATS server to ask instead of the one on this machine")
 	f.StringVar(&t.credentials, "credentials", "", "NATS credentials file, with --nats")
 	f.StringVar(&t.clickhouse, "clickhouse", "", "ClickHouse HTTP address to use instead of the one on this machine")
+	rules := newRules()
+	rules.AddCommand(rulePackCommands(&t)...)
 	root.AddCommand(newUp(&t), newDemo(&t), newSimulate(), newAlerts(&t), newQuery(&t), newStatus(&t),
-		newRecord(), newReplay(), newRules(), newMigrate(&t), newCredentials(), newSeccomp())
+		newRecord(), newReplay(), rules, newMigrate(&t), newCredentials(), newSeccomp())
 	return root
 }
 

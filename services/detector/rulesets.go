@@ -25,7 +25,7 @@ import (
 // files of the configuration are read. Files that have changed are loaded when
 // they are the same at the next look, so that one that is just being written is
 // not taken.
-const lookEvery = 2 * time.Second
+const lookEvery = time.Second
 
 // maxReason bounds what a refusal says.
 const maxReason = 16 << 10
