@@ -249,13 +249,11 @@ func processTree(w *lines, f *schemas.Finding, after []started) {
 			indent += "   "
 		}
 	}
-	// Of a process that executed several programs the last is shown, where it
-	// first stood.
+	// A process that executed several programs stands once, with all of them.
 	self := strconv.FormatUint(uint64(f.Actor.Process.PID), 10)
-	byPID := map[string]*started{}
+	byPID := map[string][]started{}
 	kids := map[string][]string{}
-	for i := range after {
-		s := &after[i]
+	for _, s := range after {
 		if byPID[s.pid] == nil {
 			parent := self
 			for _, a := range s.ancestors {
@@ -266,7 +264,7 @@ func processTree(w *lines, f *schemas.Finding, after []started) {
 			}
 			kids[parent] = append(kids[parent], s.pid)
 		}
-		byPID[s.pid] = s
+		byPID[s.pid] = append(byPID[s.pid], s)
 	}
 	var below func(pid, indent string)
 	below = func(pid, indent string) {
@@ -275,8 +273,12 @@ func processTree(w *lines, f *schemas.Finding, after []started) {
 			if i == len(kids[pid])-1 {
 				branch, deeper = "└─ ", "   "
 			}
-			s := byPID[k]
-			w.raw(indent+branch, fmt.Sprintf("%s (%s)  %s", s.name, s.pid, s.line), "   "+s.at)
+			var ran []string
+			for _, s := range byPID[k] {
+				ran = append(ran, s.line)
+			}
+			s := byPID[k][len(ran)-1]
+			w.raw(indent+branch, fmt.Sprintf("%s (%s)  %s", s.name, s.pid, strings.Join(ran, " → ")), "   "+byPID[k][0].at)
 			below(k, indent+deeper)
 		}
 	}
