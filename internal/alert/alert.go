@@ -91,18 +91,25 @@ func attacks(techniques []string) []schemas.Attack {
 	for _, id := range techniques {
 		a := schemas.Attack{Version: schemas.AttackVersion, Technique: schemas.Technique{UID: id}}
 		if parent, _, sub := strings.Cut(id, "."); sub {
-			a.Technique.UID, a.SubTechnique = parent, &schemas.Technique{UID: id}
+			a.Technique.UID, a.SubTechnique = parent, &schemas.Technique{UID: id, Name: name(id)}
 		}
-		of := tactics(id)
+		a.Technique.Name = name(a.Technique.UID)
+		of := schemas.Tactics(id)
 		if len(of) == 0 {
 			out = append(out, a)
 		}
-		for i := range of {
-			a.Tactic = &of[i]
+		for _, t := range of {
+			a.Tactic = &schemas.Technique{UID: t, Name: schemas.TacticName(t)}
 			out = append(out, a)
 		}
 	}
 	return out
+}
+
+// name returns the name of a technique; empty for one that ATT&CK does not have.
+func name(technique string) string {
+	t, _ := schemas.TechniqueByID(technique)
+	return t.Name
 }
 
 // nodeParts adds what an event of a node tells of process and container.

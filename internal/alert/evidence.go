@@ -173,8 +173,3 @@ func values(b *batch.Batch, row int) map[string]any {
 	}
 	return out
 }
-
-// tactics returns the tactics of an ATT&CK technique.
-func tactics(string) []schemas.Technique {
-	return nil // schemas.Tactics has them once it is there
-}
