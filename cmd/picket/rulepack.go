@@ -19,23 +19,33 @@ import (
 	"picket/internal/rulepack"
 	"picket/internal/rules"
 	"picket/internal/terminal"
+	defaults "picket/rules"
 	"picket/schemas"
 )
 
 // rulePackCommands are those of `picket rules` that are about the pack in NATS.
 func rulePackCommands(t *target) []*cobra.Command {
 	var by string
+	var withDefault bool
 	push := &cobra.Command{
 		Use:   "push PATH...",
 		Short: "Check rule files and folders and give them to all detectors, as one pack in place of their own rules",
 		Long: `Checks rule files and folders, in this order, and stores them as one revision in NATS.
 Every detector takes it within seconds, without a restart, in place of the rules of its
 configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is stored that does not load.`,
-		Args: cobra.MinimumNArgs(1),
+		Example: `  picket rules push --with-default exceptions.yaml
+  picket rules push rules/ own/`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			files, err := rules.ReadPaths(args...)
+			var files []rules.Source
+			if withDefault {
+				files = defaults.Default()
+			}
+			own, err := rules.ReadPaths(args...)
 			if err != nil {
 				return err
+			}
+			if files = append(files, own...); len(files) == 0 {
+				return errors.New("name the files or folders to push, or --with-default")
 			}
 			pack, err := rulepack.New(files, by, time.Now())
 			if err != nil {
@@ -59,6 +69,7 @@ configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is 
 			})
 		},
 	}
+	push.Flags().BoolVar(&withDefault, "with-default", false, "put the pack that comes with Picket before the files")
 	push.Flags().StringVar(&by, "by", pusher(), "who pushes it, for `picket rules history`")
 
 	var revision uint64
