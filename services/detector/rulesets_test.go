@@ -3,6 +3,7 @@ package detector
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"picket/internal/natsserver/natstest"
 	"picket/internal/rulepack"
 	"picket/internal/rules"
 	"picket/schemas"
@@ -318,4 +320,38 @@ func TestSelectionFollowsRules(t *testing.T) {
 	f.push(strings.ReplaceAll(needRules, "/srv/keys", "/srv/other"))
 	f.d.keeper.lookAtBucket(t.Context())
 	watched("/srv/other")
+}
+
+// TestStartsWithPushedPack: what waited for a detector is judged by the pushed
+// pack, not by the rules it has until it has asked for that.
+func TestStartsWithPushedPack(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	f := &fixture{t: t, admin: natstest.Connect(t, s, schemas.ServiceAdmin)}
+	f.push(oneRule("pushed", "proc.name = bash"))
+	f.send(processSubject, execs(t, 1, "", "bash", "cat", "bash"))
+	own := filepath.Join(t.TempDir(), "own.yaml")
+	if err := os.WriteFile(own, []byte(oneRule("own", "proc.name = bash")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := DefaultConfig()
+	cfg.NATS, cfg.Rules, cfg.Log.File = natstest.Config(s, schemas.ServiceDetector), []string{own}, filepath.Join(t.TempDir(), "log")
+	cfg.ClickHouse.URL = "http://127.0.0.1:1" // nobody answers: the alerts' writer waits
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, cfg) }()
+	f.settled()
+	cancel()
+	if err := <-done; err != nil && !errors.Is(err, context.Canceled) { // the writer's wait was ended
+		t.Error(err)
+	}
+	alerts := f.stored(schemas.StreamAlerts)
+	for _, m := range alerts {
+		if r := finding(t, m).Unmapped.Rule; r != "pushed" {
+			t.Errorf("an alert of rule %s", r)
+		}
+	}
+	if len(alerts) != 2 {
+		t.Errorf("%d alerts, want 2", len(alerts))
+	}
 }
