@@ -85,11 +85,25 @@ func start(t *testing.T) *fixture {
 		health: health.New(schemas.ServiceDetector, "prod", "", bus.NewRunID(), log, reg)}}
 }
 
-// run consumes until stop is called, which waits for the end.
+// run consumes until stop is called, which waits for the end. It returns when
+// the consumer pulls: a message that is sent then is none that came before.
 func (f *fixture) run() (stop func()) {
+	f.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- f.d.consume(ctx) }()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		c, err := f.admin.JS.Consumer(context.Background(), schemas.StreamEvents, schemas.DurableDetector)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if i := c.CachedInfo(); i.NumWaiting > 0 || i.NumAckPending > 0 || i.Delivered.Consumer > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			f.t.Fatal("nobody pulls")
+		}
+	}
 	return func() {
 		f.t.Helper()
 		cancel()
