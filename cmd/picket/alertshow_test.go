@@ -156,6 +156,9 @@ func TestAlertShow(t *testing.T) {
 	if !bytes.Equal(out.Bytes(), want) {
 		t.Errorf("%s differs (-update rewrites it):\n%s", golden, &out)
 	}
+	if doc, err := os.ReadFile("../../docs/alerts.md"); err != nil || !bytes.Contains(doc, want) {
+		t.Errorf("docs/alerts.md does not show this page (%v): put %s there", err, golden)
+	}
 	if strings.ContainsAny(out.String(), "\x1b\r\u202e") || strings.Contains(out.String(), "\nseverity     informational") || strings.Contains(out.String(), "\n└─ innocent") {
 		t.Errorf("the attacker's text is not kept on its line:\n%s", &out)
 	}
