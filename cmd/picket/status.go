@@ -127,7 +127,7 @@ func streams(cmd *cobra.Command, cfg bus.Config, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(out)
-	return nil
+	return rulesInForce(ctx, b, out)
 }
 
 // events shows what is stored and what was lost.
