@@ -10,11 +10,11 @@
 /* The user id that a namespace's root has in the initial one; -1: it has none. */
 static __always_inline __u32 root_of(struct user_namespace *ns)
 {
-	__u32 i, n = BPF_CORE_READ(ns, uid_map.nr_extents);
+	__u32 i, n = READ(ns, uid_map.nr_extents);
 	struct uid_gid_extent e = {};
 
 	if (n > INLINE_EXTENTS) { /* sorted by first */
-		bpf_probe_read_kernel(&e, sizeof(e), BPF_CORE_READ(ns, uid_map.forward));
+		bpf_probe_read_kernel(&e, sizeof(e), READ(ns, uid_map.forward));
 		return e.first ? -1 : e.lower_first;
 	}
 	for (i = 0; i < INLINE_EXTENTS; i++) {
@@ -50,7 +50,7 @@ static __always_inline bool has_file_capabilities(const struct cred *cred)
 	bpf_core_read(&inheritable, sizeof(inheritable), &cred->cap_inheritable);
 	bpf_core_read(&ambient, sizeof(ambient), &cred->cap_ambient);
 	bpf_core_read(&bounding, sizeof(bounding), &cred->cap_bset);
-	if (BPF_CORE_READ(cred, securebits) & SECURE_NOROOT || (!real && !effectively))
+	if (READ(cred, securebits) & SECURE_NOROOT || (!real && !effectively))
 		return permitted & ~ambient;
 	if (!real)
 		return permitted != (bounding | inheritable);

@@ -112,6 +112,7 @@ const (
 	PathDeleted   uint32 = 1 << 2 // the name or the inode is unlinked
 	PathFault     uint32 = 1 << 3 // a read failed on the way
 	PathUser      uint32 = 1 << 4 // read from the caller's memory after the call
+	PathAsked     uint32 = 1 << 5 // of an open that is only asked for: links in it were not followed, the file is not known
 )
 
 // Bits of ExecFields.Flags.

@@ -43,7 +43,7 @@ static __always_inline bool is_noise(struct inode *inode, __u32 mode)
 	case S_IFDIR:
 		return false;
 	case S_IFCHR:
-		dev = BPF_CORE_READ(inode, i_rdev);
+		dev = READ(inode, i_rdev);
 		major = dev >> 20;
 		minor = dev & 0xfffff;
 		if (major == 1)
@@ -53,7 +53,7 @@ static __always_inline bool is_noise(struct inode *inode, __u32 mode)
 	case S_IFSOCK:
 		return true;
 	default:
-		return BPF_CORE_READ(inode, i_sb, s_magic) == ANON_INODE_FS_MAGIC;
+		return READ(inode, i_sb, s_magic) == ANON_INODE_FS_MAGIC;
 	}
 }
 
@@ -63,6 +63,9 @@ static __noinline bool is_watched(struct file_scratch *s, struct walk *w)
 	__u32 pos = w->pos, len;
 
 	if (pos >= MAX_PATH)
+		return false;
+	/* Most paths begin like none of them: what follows costs as much as half the walk. */
+	if (!(config.watching >> (*(__u32 *)&w->buf[pos] * WATCH_HASH >> 27) & 1))
 		return false;
 	/* With the NUL that follows the path: it ends an exact match. */
 	len = MAX_PATH - pos + 1;
@@ -121,7 +124,7 @@ static __always_inline bool may_be_elsewhere(struct task_struct *task, struct su
 
 	if (!config.host_mnt_ns || !nsproxy || nsproxy->mnt_ns->ns.inum == config.host_mnt_ns)
 		return false;
-	magic = BPF_CORE_READ(sb, s_magic);
+	magic = READ(sb, s_magic);
 	/* A container's own layers, and what has no files of the host. */
 	return magic != OVERLAYFS_SUPER_MAGIC && magic != PROC_SUPER_MAGIC && magic != SYSFS_MAGIC;
 }
@@ -138,7 +141,7 @@ static __always_inline __u64 open_flags(const struct syscall *sc, __u32 file_fla
 	case CALL_OPEN_BY_HANDLE_AT:
 		return (__u32)sc->args[2];
 	case CALL_CREAT:
-		return 01 | 0100 | 01000; /* O_WRONLY | O_CREAT | O_TRUNC */
+		return O_WRONLY | O_CREAT | O_TRUNC;
 	default:
 		/* the first member of struct open_how, in the caller's memory */
 		if (!bpf_probe_read_user(&flags, sizeof(flags), (void *)sc->args[2]))
@@ -148,83 +151,25 @@ static __always_inline __u64 open_flags(const struct syscall *sc, __u32 file_fla
 	}
 }
 
-static __noinline int on_open(struct task_struct *task, const struct syscall *sc)
+/* Tells of an open whose fields and paths are in the scratch. */
+static __noinline int emit_open(struct file_scratch *s, struct task_struct *task, const struct syscall *sc,
+				__u32 link_len, __u32 source_len)
 {
 	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_FILE);
-	struct file_scratch *s;
-	struct open_event *e;
-	struct dentry *dentry;
-	struct inode *inode;
+	struct open_event *e = &s->event;
 	struct bpf_dynptr record;
-	struct file *file;
-	__u32 zero = 0, fd = sc->ret, f_mode, mode, access, len, link_len = 0, source_len = 0, off;
-	struct super_block *sb;
-	struct vfsmount *mnt;
+	__u32 len, off;
 
 	if (!c)
 		return 0;
-	file = open_file(task, fd);
-	if (!file) {
-		count(&c->errors[ERROR_FD]);
-		return 0;
-	}
-	f_mode = BPF_CORE_READ(file, f_mode);
-	access = f_mode & (FMODE_READ | FMODE_WRITE); /* the same bits: OPEN_READ, OPEN_WRITE */
-	if (f_mode & FMODE_CREATED)
-		access |= OPEN_CREATED;
-	if (!(access & (OPEN_WRITE | OPEN_CREATED)) && !(config.watching && access))
-		return 0;
-	inode = BPF_CORE_READ(file, f_inode);
-	mode = BPF_CORE_READ(inode, i_mode);
-	if (is_noise(inode, mode)) {
-		if (access & OPEN_WRITE)
-			count(&c->filtered);
-		return 0;
-	}
-	s = bpf_map_lookup_elem(&file_scratch, &zero);
-	if (!s || left_out(task, c))
-		return 0;
-	dentry = BPF_CORE_READ(file, f_path.dentry);
-	mnt = BPF_CORE_READ(file, f_path.mnt);
-	sb = BPF_CORE_READ(inode, i_sb);
-	walk_path(&s->path, mnt, dentry, task);
-	if (config.watching && is_watched(s, &s->path))
-		access |= OPEN_WATCHED;
-	if (may_be_elsewhere(task, sb)) {
-		walk_in_file_system(&s->source, mnt, dentry, BPF_CORE_READ(sb, s_root));
-		source_len = walk_len(&s->source);
-		if (config.watching && config.host_root_dev == BPF_CORE_READ(sb, s_dev) && is_watched(s, &s->source))
-			access |= OPEN_WATCHED;
-	}
-	if (config.watching && !(access & OPEN_WATCHED) && (mode & S_IFMT) == S_IFREG &&
-	    BPF_CORE_READ(inode, i_nlink) > 1 && has_watched_link(s, mnt, dentry, inode)) {
-		access |= OPEN_WATCHED;
-		link_len = walk_len(&s->link);
-	}
-	if (!(access & (OPEN_WRITE | OPEN_CREATED | OPEN_WATCHED)))
-		return 0;
-
-	if (crowded_out(&file_ring, CLASS_FILE, c, cgroup_of(task), 1))
-		return 0;
-	e = &s->event;
 	fill_header(&e->h, task);
+	if (crowded_out(&file_ring, CLASS_FILE, c, e->h.cgroup_id, 1))
+		return 0;
 	e->h.class = CLASS_FILE;
 	e->h.action = ACTION_OPEN;
 	e->h.flags |= sc->flags;
-	e->access = access;
-	e->file_flags = BPF_CORE_READ(file, f_flags);
-	e->flags = open_flags(sc, e->file_flags, c);
-	e->ino = BPF_CORE_READ(inode, i_ino);
-	e->dev = encode_dev(BPF_CORE_READ(sb, s_dev));
-	e->mode = mode;
-	e->uid = BPF_CORE_READ(inode, i_uid.val);
-	e->gid = BPF_CORE_READ(inode, i_gid.val);
-	e->nlink = BPF_CORE_READ(inode, i_nlink);
-	e->fd = fd;
 	e->call = sc->call;
 	e->path_flags = s->path.flags;
-	if (is_deleted(dentry, e->nlink))
-		e->path_flags |= PATH_DELETED;
 	if (e->path_flags & PATH_FAULT)
 		count(&c->errors[ERROR_PATH]);
 	len = walk_len(&s->path);
@@ -249,4 +194,146 @@ static __noinline int on_open(struct task_struct *task, const struct syscall *sc
 		bpf_dynptr_write(&record, off, &s->source.buf[MAX_PATH - source_len], source_len, 0);
 	bpf_ringbuf_submit_dynptr(&record, 0);
 	return 0;
+}
+
+static __noinline int on_open(struct task_struct *task, const struct syscall *sc)
+{
+	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_FILE);
+	struct file_scratch *s;
+	struct open_event *e;
+	struct dentry *dentry;
+	struct inode *inode;
+	struct file *file;
+	__u32 zero = 0, fd = sc->ret, f_mode, mode, access, link_len = 0, source_len = 0;
+	struct super_block *sb;
+	struct vfsmount *mnt;
+
+	if (!c)
+		return 0;
+	file = open_file(task, fd);
+	if (!file) {
+		count(&c->errors[ERROR_FD]);
+		return 0;
+	}
+	f_mode = READ(file, f_mode);
+	access = f_mode & (FMODE_READ | FMODE_WRITE); /* the same bits: OPEN_READ, OPEN_WRITE */
+	if (f_mode & FMODE_CREATED)
+		access |= OPEN_CREATED;
+	if (!(access & (OPEN_WRITE | OPEN_CREATED)) && !(config.watching && access))
+		return 0;
+	inode = READ(file, f_inode);
+	mode = READ(inode, i_mode);
+	if (is_noise(inode, mode)) {
+		if (access & OPEN_WRITE)
+			count(&c->filtered);
+		return 0;
+	}
+	s = bpf_map_lookup_elem(&file_scratch, &zero);
+	if (!s || left_out(task, c))
+		return 0;
+	dentry = READ(file, f_path.dentry);
+	mnt = READ(file, f_path.mnt);
+	sb = READ(inode, i_sb);
+	walk_path(&s->path, mnt, dentry, task);
+	if (config.watching && is_watched(s, &s->path))
+		access |= OPEN_WATCHED;
+	if (may_be_elsewhere(task, sb)) {
+		walk_in_file_system(&s->source, mnt, dentry, READ(sb, s_root));
+		source_len = walk_len(&s->source);
+		if (config.watching && config.host_root_dev == READ(sb, s_dev) && is_watched(s, &s->source))
+			access |= OPEN_WATCHED;
+	}
+	if (config.watching && !(access & OPEN_WATCHED) && (mode & S_IFMT) == S_IFREG &&
+	    READ(inode, i_nlink) > 1 && has_watched_link(s, mnt, dentry, inode)) {
+		access |= OPEN_WATCHED;
+		link_len = walk_len(&s->link);
+	}
+	if (!(access & (OPEN_WRITE | OPEN_CREATED | OPEN_WATCHED)))
+		return 0;
+
+	e = &s->event;
+	e->access = access;
+	e->file_flags = READ(file, f_flags);
+	e->flags = open_flags(sc, e->file_flags, c);
+	e->ino = READ(inode, i_ino);
+	e->dev = encode_dev(READ(sb, s_dev));
+	e->mode = mode;
+	e->uid = READ(inode, i_uid.val);
+	e->gid = READ(inode, i_gid.val);
+	e->nlink = READ(inode, i_nlink);
+	e->fd = fd;
+	if (is_deleted(dentry, e->nlink))
+		s->path.flags |= PATH_DELETED;
+	return emit_open(s, task, sc, link_len, source_len);
+}
+
+/* Keeps a text in front of which a path is walked, and returns its first byte; 0: it cannot be read. */
+static __noinline char take_text(struct file_scratch *s, const char *text)
+{
+	struct walk *w = &s->path;
+	long read = bpf_probe_read_kernel_str(s->link.buf, MAX_PATH, text);
+	__u32 len, pos;
+
+	if (read < 2)
+		return 0;
+	len = read - 1; /* without the NUL */
+	pos = MAX_PATH - len;
+	/* for the verifier, which knows of neither that it is below MAX_PATH */
+	asm volatile("%0 &= %1" : "+r"(pos) : "i"(MAX_PATH - 1));
+	asm volatile("%0 &= %1" : "+r"(len) : "i"(MAX_PATH - 1));
+	bpf_probe_read_kernel(&w->buf[pos], len, s->link.buf);
+	if (s->link.buf[0] != '/') {
+		pos = (pos - 1) & (MAX_PATH - 1);
+		w->buf[pos] = '/';
+	}
+	w->pos = pos;
+	w->flags = PATH_ASKED;
+	return s->link.buf[0];
+}
+
+/*
+ * An open through an io_uring whose success nobody will be told of: it is told when it is asked for, as an open of a
+ * regular file by the text that the kernel has copied.
+ */
+static __noinline int on_open_asked(struct task_struct *task, const struct syscall *sc, const char *text, int dfd)
+{
+	struct counters *c = counters_of(bpf_get_smp_processor_id(), CLASS_FILE);
+	__u32 zero = 0, flags = sc->args[2], access;
+	struct file_scratch *s;
+	struct fs_struct *fs;
+	struct file *file;
+	char first;
+
+	if (flags & O_PATH)
+		return 0;
+	access = (flags & O_ACCMODE) == O_RDONLY ? OPEN_READ : (flags & O_ACCMODE) == O_WRONLY ? OPEN_WRITE : OPEN_READ | OPEN_WRITE;
+	if (access == OPEN_READ && !(flags & O_CREAT) && !config.watching)
+		return 0;
+	s = bpf_map_lookup_elem(&file_scratch, &zero);
+	if (!c || !s || left_out(task, c))
+		return 0;
+	first = take_text(s, text);
+	if (!first)
+		return 0; /* the kernel will not open that either */
+	if (first != '/') {
+		fs = task->fs;
+		if (dfd == AT_FDCWD) {
+			if (fs)
+				walk_above(&s->path, fs->pwd.mnt, fs->pwd.dentry, task);
+		} else {
+			file = open_file(task, dfd);
+			if (file)
+				walk_above(&s->path, READ(file, f_path.mnt), READ(file, f_path.dentry), task);
+		}
+	}
+	if (config.watching && is_watched(s, &s->path))
+		access |= OPEN_WATCHED;
+	if (access == OPEN_READ && !(flags & O_CREAT))
+		return 0;
+	__builtin_memset(&s->event, 0, sizeof(s->event));
+	s->event.access = access;
+	s->event.flags = flags;
+	s->event.mode = S_IFREG;
+	s->event.fd = -1;
+	return emit_open(s, task, sc, 0, 0);
 }

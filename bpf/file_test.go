@@ -464,3 +464,31 @@ func TestOpenHardLink(t *testing.T) {
 		t.Error("a file that is not watched is told for its links")
 	}
 }
+
+// TestBeginning: the filter on a path's first bytes passes every path that a watched one stands for.
+func TestBeginning(t *testing.T) {
+	mask := func(watched string) (out uint32) {
+		keys, err := watchKeys(watched)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range keys {
+			out |= beginning(k)
+		}
+		return out
+	}
+	// as the kernel sees a walked path: NULs follow it
+	passes := func(mask uint32, path string) bool { return mask&beginning(newWatchKey(path+"\x00\x00\x00")) != 0 }
+	for _, watched := range []string{"/", "/a", "/ab", "/abc", "/abcd", "/etc/ssh"} {
+		for _, path := range []string{watched, strings.TrimSuffix(watched, "/") + "/x", strings.TrimSuffix(watched, "/") + "/long/name"} {
+			if !passes(mask(watched), path) {
+				t.Errorf("watching %s: opens of %s are not looked at", watched, path)
+			}
+		}
+	}
+	for _, path := range []string{"/usr/lib/x", "/tmp/x", "/proc/1/stat", "/opt/x"} {
+		if passes(mask("/etc"), path) {
+			t.Errorf("watching /etc: opens of %s are looked at", path)
+		}
+	}
+}

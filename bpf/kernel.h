@@ -162,16 +162,16 @@ static __always_inline void fill_bpf(struct call_event *e, struct task_struct *t
 		return;
 	}
 	if (command == BPF_MAP_CREATE) {
-		map = BPF_CORE_READ(file, private_data);
-		e->type = BPF_CORE_READ(map, map_type);
+		map = READ(file, private_data);
+		e->type = READ(map, map_type);
 		bpf_core_read(e->text, BPF_NAME_LEN, &map->name);
 		return;
 	}
-	prog = BPF_CORE_READ(file, private_data);
+	prog = READ(file, private_data);
 	if (command != BPF_PROG_LOAD)
-		prog = BPF_CORE_READ((struct bpf_link *)prog, prog);
-	e->type = BPF_CORE_READ(prog, type);
-	aux = BPF_CORE_READ(prog, aux);
+		prog = READ((struct bpf_link *)prog, prog);
+	e->type = READ(prog, type);
+	aux = READ(prog, aux);
 	bpf_core_read(e->text, BPF_NAME_LEN, &aux->name);
 }
 
@@ -261,7 +261,7 @@ static __noinline int on_call(struct task_struct *task, struct syscall *sc)
 	if (r->fd && !(call == CALL_MMAP && ARG(4) & MAP_ANONYMOUS)) {
 		inode = walk_file(&s->path, task, open_file(task, argument(sc, r->fd)));
 		if (inode)
-			e->ino = BPF_CORE_READ(inode, i_ino);
+			e->ino = READ(inode, i_ino);
 	}
 	known = r->path && take_noted(task->pid, &s->path, &s->target, sc, argument(sc, r->path));
 	if (known && call == CALL_MOUNT) {
@@ -334,7 +334,7 @@ int picket_signal(__u64 *ctx)
 	if (config.stopped || target->tgid == task->tgid || (__u64)info == SEND_SIG_PRIV)
 		return 0;
 	if ((__u64)info != SEND_SIG_NOINFO)
-		code = BPF_CORE_READ(info, si_code);
+		code = READ(info, si_code);
 	if (code != SI_USER && code != SI_TKILL && code != SI_QUEUE)
 		return 0;
 	if (is_self(task))

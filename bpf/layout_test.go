@@ -154,13 +154,13 @@ func TestEnums(t *testing.T) {
 		"event_class":  {"CLASS_PROCESS": uint64(ClassProcess), "CLASS_FILE": uint64(ClassFile), "CLASS_NETWORK": uint64(ClassNetwork), "CLASS_KERNEL": uint64(ClassKernel), "CLASS_DNS": uint64(ClassDNS), "NUM_CLASSES": NumClasses},
 		"event_action": {},
 		"header_flag":  {"HEADER_KERNEL_THREAD": uint64(HeaderKernelThread), "HEADER_COMPAT": uint64(HeaderCompat), "HEADER_IO_URING": uint64(HeaderIOURing)},
-		"path_flag":    {"PATH_TRUNCATED": uint64(PathTruncated), "PATH_OUTSIDE": uint64(PathOutside), "PATH_DELETED": uint64(PathDeleted), "PATH_FAULT": uint64(PathFault), "PATH_USER": uint64(PathUser)},
+		"path_flag":    {"PATH_TRUNCATED": uint64(PathTruncated), "PATH_OUTSIDE": uint64(PathOutside), "PATH_DELETED": uint64(PathDeleted), "PATH_FAULT": uint64(PathFault), "PATH_USER": uint64(PathUser), "PATH_ASKED": uint64(PathAsked)},
 		"exec_flag":    {"EXEC_ARGS_TRUNCATED": uint64(ExecArgsTruncated), "EXEC_ARGS_FAULT": uint64(ExecArgsFault), "EXEC_FILENAME_TRUNCATED": uint64(ExecFilenameTruncated), "EXEC_MEMFD": uint64(ExecMemfd), "EXEC_UPPER": uint64(ExecUpper), "EXEC_SCRIPT": uint64(ExecScript), "EXEC_SECURE": uint64(ExecSecure), "EXEC_FD": uint64(ExecFD), "EXEC_ENV_TRUNCATED": uint64(ExecEnvTruncated), "EXEC_ENV_FAULT": uint64(ExecEnvFault), "EXEC_LOWER": uint64(ExecLower), "EXEC_FILE_CAPABILITIES": uint64(ExecFileCapabilities)},
 		"open_access":  {"OPEN_READ": uint64(OpenRead), "OPEN_WRITE": uint64(OpenWrite), "OPEN_CREATED": uint64(OpenCreated), "OPEN_WATCHED": uint64(OpenWatched)},
 		"conn_flag":    {"CONN_REMOTE_FROM_USER": uint64(ConnRemoteFromUser), "CONN_LOCAL_FROM_USER": uint64(ConnLocalFromUser), "CONN_ACCEPTED": uint64(ConnAccepted)},
 		"ignore":       {"IGNORE_CGROUPS": uint64(ignoreCgroups), "IGNORE_PROGRAMS": uint64(ignorePrograms), "IGNORE_PEERS": uint64(ignorePeers), "IGNORE_DNS": uint64(ignoreDNS)},
 		"error_kind":   {"ERROR_PATH": uint64(ErrorPath), "ERROR_ARGS": uint64(ErrorArgs), "ERROR_FILENAME": uint64(ErrorFilename), "ERROR_FD": uint64(ErrorFD), "ERROR_USER_ADDRESS": uint64(ErrorUserAddress), "ERROR_STORAGE": uint64(ErrorStorage), "ERROR_ASKER": uint64(ErrorAsker), "ERROR_STREAM": uint64(ErrorStream), "ERROR_CGROUP": uint64(ErrorCgroup), "NUM_ERRORS": counterWords - counterErrors},
-		"layout":       {"LAYOUT_VERSION": LayoutVersion, "MAX_PATH": MaxPath, "MAX_ARGS": MaxArgs, "MAX_ENV": MaxEnv, "MAX_DNS": MaxDNS, "PROGRAM_BYTES": programBytes, "WATCH_BYTES": watchBytes},
+		"layout":       {"LAYOUT_VERSION": LayoutVersion, "MAX_PATH": MaxPath, "MAX_ARGS": MaxArgs, "MAX_ENV": MaxEnv, "MAX_DNS": MaxDNS, "PROGRAM_BYTES": programBytes, "WATCH_BYTES": watchBytes, "WATCH_HASH": watchHash},
 	}
 	for a, name := range actionNames {
 		want["event_action"]["ACTION_"+strings.ToUpper(name)] = uint64(a)

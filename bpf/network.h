@@ -91,8 +91,8 @@ static __noinline void on_close(struct sock *sk)
 		e->h.action = ACTION_CLOSE;
 		e->call = CALL_CLOSE;
 		e->duration = e->h.time - made->h.time;
-		e->bytes_sent = BPF_CORE_READ(tcp, bytes_sent) - BPF_CORE_READ(tcp, bytes_retrans);
-		e->bytes_received = BPF_CORE_READ(tcp, bytes_received);
+		e->bytes_sent = READ(tcp, bytes_sent) - READ(tcp, bytes_retrans);
+		e->bytes_received = READ(tcp, bytes_received);
 		bpf_ringbuf_submit(e, 0);
 	}
 	bpf_map_delete_elem(&connections, &key);
@@ -141,17 +141,17 @@ static __always_inline struct sock *socket_in(struct file *file, struct conn_eve
 		count(&c->errors[ERROR_FD]);
 		return NULL;
 	}
-	inode = BPF_CORE_READ(file, f_inode);
-	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
+	inode = READ(file, f_inode);
+	if ((READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
 		return NULL;
-	socket = BPF_CORE_READ(file, private_data);
-	sk = BPF_CORE_READ(socket, sk);
+	socket = READ(file, private_data);
+	sk = READ(socket, sk);
 	if (!sk)
 		return NULL;
-	e->sock_ino = BPF_CORE_READ(inode, i_ino);
-	e->family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	e->type = BPF_CORE_READ(sk, sk_type);
-	e->protocol = BPF_CORE_READ(sk, sk_protocol);
+	e->sock_ino = READ(inode, i_ino);
+	e->family = READ(sk, __sk_common.skc_family);
+	e->type = READ(sk, sk_type);
+	e->protocol = READ(sk, sk_protocol);
 	return sk;
 }
 
@@ -170,26 +170,26 @@ static __always_inline bool is_inet(const struct conn_event *e)
 
 static __always_inline void read_addresses(struct conn_event *e, struct sock *sk)
 {
-	e->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
-	e->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	e->remote_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
+	e->local_port = READ(sk, __sk_common.skc_num);
 	if (e->family == AF_INET6) {
 		bpf_core_read(e->local_addr, 16, &sk->__sk_common.skc_v6_rcv_saddr);
 		bpf_core_read(e->remote_addr, 16, &sk->__sk_common.skc_v6_daddr);
 	} else {
-		bpf_core_read(e->local_addr, 4, &sk->__sk_common.skc_rcv_saddr);
-		bpf_core_read(e->remote_addr, 4, &sk->__sk_common.skc_daddr);
+		*(__be32 *)e->local_addr = READ(sk, __sk_common.skc_rcv_saddr);
+		*(__be32 *)e->remote_addr = READ(sk, __sk_common.skc_daddr);
 	}
 }
 
 /* The path a unix socket is bound to, as the kernel keeps it; its length 0 if it has none. */
 static __always_inline void read_unix_path(struct conn_scratch *s, struct sock *sk)
 {
-	struct unix_address *address = BPF_CORE_READ((struct unix_sock *)sk, addr);
+	struct unix_address *address = READ((struct unix_sock *)sk, addr);
 	__u32 len;
 
 	if (!address)
 		return;
-	len = BPF_CORE_READ(address, len) - 2; /* without the family */
+	len = READ(address, len) - 2; /* without the family */
 	if (len > UNIX_PATH)
 		return;
 	asm volatile("%0 &= 127" : "+r"(len)); /* for the verifier, which forgets the check above */
@@ -292,9 +292,9 @@ static __always_inline bool emit_conn(struct conn_scratch *s, struct task_struct
 		return false;
 	if (config.ignoring & IGNORE_PEERS && (from->remote_port || *(__u32 *)from->remote_addr) && is_ignored_peer(from, c))
 		return false;
-	if (crowded_out(&network_ring, CLASS_NETWORK, c, cgroup_of(task), 1))
-		return true;
 	fill_header(&from->h, task);
+	if (crowded_out(&network_ring, CLASS_NETWORK, c, from->h.cgroup_id, 1))
+		return true;
 	from->h.class = CLASS_NETWORK;
 	from->h.action = action;
 	from->h.size = sizeof(*from) + len;
@@ -344,7 +344,7 @@ static __always_inline void remember(struct conn_scratch *s, struct sock *sk, st
 		return;
 	if (bpf_map_update_elem(&connections, &key, &s->event, 0))
 		count(&c->errors[ERROR_STORAGE]);
-	else if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
+	else if (READ(sk, __sk_common.skc_state) == TCP_CLOSE)
 		bpf_map_delete_elem(&connections, &key);
 }
 
@@ -370,7 +370,7 @@ static __noinline int on_connect(struct task_struct *task, const struct syscall 
 	e->result = result;
 	e->fd = fd;
 	if (e->family == AF_UNIX) {
-		struct sock *peer = BPF_CORE_READ((struct unix_sock *)sk, peer);
+		struct sock *peer = READ((struct unix_sock *)sk, peer);
 
 		if (!result && peer) {
 			read_unix_path(s, peer);
@@ -390,8 +390,8 @@ static __noinline int on_connect(struct task_struct *task, const struct syscall 
 		count(&c->filtered);
 		return 0;
 	}
-	if (result && result != -EINPROGRESS && result != -EINTR)
-		read_failed_destination(e, task, sk, user, c);
+	if ((result && result != -EINPROGRESS && result != -EINTR) || (sc->flags & HEADER_IO_URING && !e->remote_port))
+		read_failed_destination(e, task, sk, user, c); /* or it is only asked for: the socket does not have it yet */
 	a = bpf_task_storage_get(&attempts, task, NULL, 0);
 	if (a && result != -EINPROGRESS && result != -EINTR)
 		a->sk = NULL;

@@ -86,16 +86,16 @@ static __noinline int on_change(struct task_struct *task, struct syscall *sc)
 		inode = walk_file(&s->path, task,
 				  sc->flags & HEADER_IO_URING ? (struct file *)sc->args[RING_FILE] : open_file(task, fd));
 		if (inode) {
-			if (call == CALL_FTRUNCATE && !BPF_CORE_READ(inode, i_nlink)) {
+			if (call == CALL_FTRUNCATE && !READ(inode, i_nlink)) {
 				/* memory of its own, or a file already deleted: no one else's view of files changes */
 				count(&c->filtered);
 				return 0;
 			}
-			e->ino = BPF_CORE_READ(inode, i_ino);
-			e->dev = encode_dev(BPF_CORE_READ(inode, i_sb, s_dev));
-			e->mode = BPF_CORE_READ(inode, i_mode);
-			e->uid = BPF_CORE_READ(inode, i_uid.val);
-			e->gid = BPF_CORE_READ(inode, i_gid.val);
+			e->ino = READ(inode, i_ino);
+			e->dev = encode_dev(READ(inode, i_sb, s_dev));
+			e->mode = READ(inode, i_mode);
+			e->uid = READ(inode, i_uid.val);
+			e->gid = READ(inode, i_gid.val);
 		}
 	} else if (!known) {
 		read_named(&s->path, task, (const char *)argument(sc, r->path), directory(sc, r->dir));
@@ -114,9 +114,11 @@ static __noinline int on_change(struct task_struct *task, struct syscall *sc)
 	if (r->times)
 		e->number = known ? sc->number : read_time(r, sc, c);
 
-	if (left_out(task, c) || crowded_out(&file_ring, CLASS_FILE, c, cgroup_of(task), 1))
+	if (left_out(task, c))
 		return 0;
 	fill_header(&e->h, task);
+	if (crowded_out(&file_ring, CLASS_FILE, c, e->h.cgroup_id, 1))
+		return 0;
 	e->h.class = CLASS_FILE;
 	e->h.flags |= sc->flags;
 	e->call = call;

@@ -158,36 +158,36 @@ int picket_uring(__u64 *ctx)
 	if (uring_gives_result)
 		res = ctx[3];
 	else
-		res = BPF_CORE_READ(cqe, res);
+		res = READ(cqe, res);
 	sc->ret = res;
 	sc->flags = HEADER_IO_URING;
 	/* What an operation is given is at the request's beginning, in the place of struct io_cmd_data. */
-	opcode = BPF_CORE_READ(req, opcode);
+	opcode = READ(req, opcode);
 	switch (opcode) {
 	case IORING_OP_OPENAT:
 	case IORING_OP_OPENAT2:
 		open = (void *)req;
 		sc->call = CALL_OPENAT;
-		sc->args[2] = BPF_CORE_READ(open, how.flags);
+		sc->args[2] = READ(open, how.flags);
 		/* One that opens into the ring's own table has no descriptor. */
-		if (res < 0 || BPF_CORE_READ(open, file_slot) || !wanted(CALL_OPENAT))
+		if (res < 0 || READ(open, file_slot) || !wanted(CALL_OPENAT))
 			return 0;
 		return on_open(task, sc);
 	case IORING_OP_CONNECT:
 		connect = (void *)req;
 		sc->call = CALL_CONNECT;
 		sc->args[0] = -1; /* which descriptor it was is no longer known */
-		sc->args[1] = (__u64)BPF_CORE_READ(connect, addr);
-		sc->args[2] = BPF_CORE_READ(connect, addr_len);
-		return wanted(CALL_CONNECT) ? on_connect(task, sc, BPF_CORE_READ(connect, file)) : 0;
+		sc->args[1] = (__u64)READ(connect, addr);
+		sc->args[2] = READ(connect, addr_len);
+		return wanted(CALL_CONNECT) ? on_connect(task, sc, READ(connect, file)) : 0;
 	case IORING_OP_ACCEPT:
 		sc->call = CALL_ACCEPT4;
 		return res < 0 || !wanted(CALL_ACCEPT4) ? 0 : on_accept(task, sc);
 	case IORING_OP_SOCKET:
 		sc->call = CALL_SOCKET;
-		sc->args[0] = BPF_CORE_READ((struct io_socket *)req, domain);
-		sc->args[1] = BPF_CORE_READ((struct io_socket *)req, type);
-		sc->args[2] = BPF_CORE_READ((struct io_socket *)req, protocol);
+		sc->args[0] = READ((struct io_socket *)req, domain);
+		sc->args[1] = READ((struct io_socket *)req, type);
+		sc->args[2] = READ((struct io_socket *)req, protocol);
 		return wanted(CALL_SOCKET) ? on_socket(task, sc) : 0;
 	case IORING_OP_BIND:
 		if (!bpf_core_type_exists(struct io_bind))
@@ -195,22 +195,22 @@ int picket_uring(__u64 *ctx)
 		sc->call = CALL_BIND;
 		sc->args[0] = -1;
 		sc->args[1] = 0;
-		return wanted(CALL_BIND) ? on_bind(task, sc, BPF_CORE_READ((struct io_bind *)req, file)) : 0;
+		return wanted(CALL_BIND) ? on_bind(task, sc, READ((struct io_bind *)req, file)) : 0;
 	case IORING_OP_LISTEN:
 		if (!bpf_core_type_exists(struct io_listen))
 			return 0;
 		sc->call = CALL_LISTEN;
 		sc->args[0] = -1;
-		sc->args[1] = BPF_CORE_READ((struct io_listen *)req, backlog);
-		return wanted(CALL_LISTEN) ? on_listen(task, sc, BPF_CORE_READ((struct io_listen *)req, file)) : 0;
+		sc->args[1] = READ((struct io_listen *)req, backlog);
+		return wanted(CALL_LISTEN) ? on_listen(task, sc, READ((struct io_listen *)req, file)) : 0;
 	case IORING_OP_SENDMSG:
 	case IORING_OP_SENDMSG_ZC:
 		sc->call = CALL_SENDMSG;
 		sc->args[0] = -1;
 		if (!wanted(CALL_SENDMSG))
 			return 0;
-		name = message_name(BPF_CORE_READ((struct io_sr_msg *)req, umsg), false);
-		return name ? on_send(task, sc, BPF_CORE_READ((struct io_sr_msg *)req, file), name) : 0;
+		name = message_name(READ((struct io_sr_msg *)req, umsg), false);
+		return name ? on_send(task, sc, READ((struct io_sr_msg *)req, file), name) : 0;
 	}
 	if (!noting)
 		return 0;

@@ -56,34 +56,34 @@ static __always_inline void fill_exe(struct exec_event *e, struct dentry *dentry
 {
 	struct inode___v67 *v67 = (void *)inode;
 	struct inode___v61 *v61 = (void *)inode;
-	struct super_block *sb = BPF_CORE_READ(inode, i_sb);
-	const unsigned char *name = BPF_CORE_READ(dentry, d_name.name);
+	struct super_block *sb = READ(inode, i_sb);
+	const unsigned char *name = READ(dentry, d_name.name);
 	struct dentry *upper;
 	char start[6] = {};
 
-	e->exe_ino = BPF_CORE_READ(inode, i_ino);
-	e->exe_mode = BPF_CORE_READ(inode, i_mode);
-	e->exe_uid = BPF_CORE_READ(inode, i_uid.val);
-	e->exe_gid = BPF_CORE_READ(inode, i_gid.val);
-	e->exe_dev = encode_dev(BPF_CORE_READ(sb, s_dev));
+	e->exe_ino = READ(inode, i_ino);
+	e->exe_mode = READ(inode, i_mode);
+	e->exe_uid = READ(inode, i_uid.val);
+	e->exe_gid = READ(inode, i_gid.val);
+	e->exe_dev = encode_dev(READ(sb, s_dev));
 
 	if (bpf_core_field_exists(inode->i_ctime_sec))
-		e->exe_ctime = nanoseconds(BPF_CORE_READ(inode, i_ctime_sec), BPF_CORE_READ(inode, i_ctime_nsec));
+		e->exe_ctime = nanoseconds(READ(inode, i_ctime_sec), READ(inode, i_ctime_nsec));
 	else if (bpf_core_field_exists(v67->__i_ctime))
-		e->exe_ctime = nanoseconds(BPF_CORE_READ(v67, __i_ctime.tv_sec), BPF_CORE_READ(v67, __i_ctime.tv_nsec));
+		e->exe_ctime = nanoseconds(READ(v67, __i_ctime.tv_sec), READ(v67, __i_ctime.tv_nsec));
 	else
-		e->exe_ctime = nanoseconds(BPF_CORE_READ(v61, i_ctime.tv_sec), BPF_CORE_READ(v61, i_ctime.tv_nsec));
+		e->exe_ctime = nanoseconds(READ(v61, i_ctime.tv_sec), READ(v61, i_ctime.tv_nsec));
 	if (bpf_core_field_exists(inode->i_mtime_sec))
-		e->exe_mtime = nanoseconds(BPF_CORE_READ(inode, i_mtime_sec), BPF_CORE_READ(inode, i_mtime_nsec));
+		e->exe_mtime = nanoseconds(READ(inode, i_mtime_sec), READ(inode, i_mtime_nsec));
 	else if (bpf_core_field_exists(v67->__i_mtime))
-		e->exe_mtime = nanoseconds(BPF_CORE_READ(v67, __i_mtime.tv_sec), BPF_CORE_READ(v67, __i_mtime.tv_nsec));
+		e->exe_mtime = nanoseconds(READ(v67, __i_mtime.tv_sec), READ(v67, __i_mtime.tv_nsec));
 	else
-		e->exe_mtime = nanoseconds(BPF_CORE_READ(v61, i_mtime.tv_sec), BPF_CORE_READ(v61, i_mtime.tv_nsec));
+		e->exe_mtime = nanoseconds(READ(v61, i_mtime.tv_sec), READ(v61, i_mtime.tv_nsec));
 
-	if (is_deleted(dentry, BPF_CORE_READ(inode, i_nlink)))
+	if (is_deleted(dentry, READ(inode, i_nlink)))
 		e->exe_flags |= PATH_DELETED;
 	/* A memfd is a file of an internal mount whose entry is its own parent and is called "memfd:…". */
-	if (BPF_CORE_READ(dentry, d_parent) == dentry && !bpf_probe_read_kernel(start, sizeof(start), name) &&
+	if (READ(dentry, d_parent) == dentry && !bpf_probe_read_kernel(start, sizeof(start), name) &&
 	    start[0] == 'm' && start[1] == 'e' && start[2] == 'm' && start[3] == 'f' && start[4] == 'd' &&
 	    start[5] == ':')
 		e->flags |= EXEC_MEMFD;
@@ -91,7 +91,7 @@ static __always_inline void fill_exe(struct exec_event *e, struct dentry *dentry
 	 * overlayfs keeps the upper dentry right behind its inode (struct ovl_inode). The offset is taken from
 	 * the inode's size, because overlayfs may be a module, whose types the kernel's own BTF has not.
 	 */
-	if (BPF_CORE_READ(sb, s_magic) == OVERLAYFS_SUPER_MAGIC &&
+	if (READ(sb, s_magic) == OVERLAYFS_SUPER_MAGIC &&
 	    !bpf_probe_read_kernel(&upper, sizeof(upper), (void *)inode + bpf_core_type_size(struct inode)))
 		e->flags |= upper ? EXEC_UPPER : EXEC_LOWER;
 }
@@ -103,13 +103,13 @@ static __always_inline __u32 pid_nr(struct signal_struct *signal, int type)
 	if (bpf_core_read(&pid, sizeof(pid), &signal->pids[type]) || !pid)
 		return 0;
 	/* numbers[0] is the initial namespace's */
-	return BPF_CORE_READ(pid, numbers[0].nr);
+	return READ(pid, numbers[0].nr);
 }
 
 static __always_inline void fill_session(struct exec_event *e, struct task_struct *task)
 {
 	struct signal_struct *signal = task->signal;
-	struct tty_struct *tty = BPF_CORE_READ(signal, tty);
+	struct tty_struct *tty = READ(signal, tty);
 	__u32 major, minor;
 
 	e->pgid = pid_nr(signal, PIDTYPE_PGID);
@@ -118,8 +118,8 @@ static __always_inline void fill_session(struct exec_event *e, struct task_struc
 	__builtin_memset(e->tty, 0, sizeof(e->tty));
 	if (!tty)
 		return;
-	major = BPF_CORE_READ(tty, driver, major);
-	minor = BPF_CORE_READ(tty, driver, minor_start) + BPF_CORE_READ(tty, index);
+	major = READ(tty, driver, major);
+	minor = READ(tty, driver, minor_start) + READ(tty, index);
 	e->tty_dev = encode_dev(major << 20 | minor);
 	bpf_probe_read_kernel_str(e->tty, sizeof(e->tty), &tty->name);
 }
@@ -147,7 +147,7 @@ static __always_inline void fill_credentials(struct exec_event *e, struct task_s
 static __always_inline void read_args(struct exec_scratch *s, struct counters *c, struct task_struct *task)
 {
 	struct exec_event *e = &s->event;
-	__u64 start = BPF_CORE_READ(task, mm, arg_start), total = BPF_CORE_READ(task, mm, arg_end) - start;
+	__u64 start = READ(task, mm, arg_start), total = READ(task, mm, arg_end) - start;
 	__u64 len = total;
 
 	e->args_total = total;
@@ -171,8 +171,8 @@ static __always_inline void read_environment(struct exec_scratch *s, struct coun
 	e->env_len = 0;
 	if (!config.environment)
 		return;
-	start = BPF_CORE_READ(task, mm, env_start);
-	len = BPF_CORE_READ(task, mm, env_end) - start;
+	start = READ(task, mm, env_start);
+	len = READ(task, mm, env_end) - start;
 	if (len > MAX_ENV) {
 		len = MAX_ENV;
 		e->flags |= EXEC_ENV_TRUNCATED;
@@ -258,8 +258,8 @@ int picket_exec(__u64 *ctx)
 	e->exe_flags |= s->exe.flags;
 	walk_path(&s->cwd, task->fs->pwd.mnt, task->fs->pwd.dentry, task);
 	e->cwd_flags |= s->cwd.flags;
-	if (!BPF_CORE_READ(task, fs, pwd.dentry, d_hash.pprev) &&
-	    BPF_CORE_READ(task, fs, pwd.dentry, d_parent) != BPF_CORE_READ(task, fs, pwd.dentry))
+	if (!READ(task, fs, pwd.dentry, d_hash.pprev) &&
+	    READ(task, fs, pwd.dentry, d_parent) != READ(task, fs, pwd.dentry))
 		e->cwd_flags |= PATH_DELETED;
 	if ((e->exe_flags | e->cwd_flags) & PATH_FAULT)
 		count(&c->errors[ERROR_PATH]);

@@ -7,7 +7,9 @@
 
 #include "lib/maps.h"
 #include "lib/noted.h"
+#include "file.h"
 #include "lib/recipe.h"
+#include "network.h"
 #include "path.h"
 
 /* linux/io_uring.h */
@@ -48,11 +50,11 @@ static __noinline void fill_change(struct syscall *sc, struct io_kiocb *req, __u
 		break;
 	case IORING_OP_UNLINKAT:
 		sc->call = CALL_UNLINKAT;
-		sc->args[2] = BPF_CORE_READ((struct io_unlink *)req, flags);
+		sc->args[2] = READ((struct io_unlink *)req, flags);
 		break;
 	case IORING_OP_MKDIRAT:
 		sc->call = CALL_MKDIRAT;
-		sc->args[2] = BPF_CORE_READ((struct io_mkdir *)req, mode);
+		sc->args[2] = READ((struct io_mkdir *)req, mode);
 		break;
 	case IORING_OP_SYMLINKAT:
 		sc->call = CALL_SYMLINKAT;
@@ -62,7 +64,7 @@ static __noinline void fill_change(struct syscall *sc, struct io_kiocb *req, __u
 		break;
 	case IORING_OP_FSETXATTR:
 		sc->call = CALL_FSETXATTR;
-		sc->args[RING_FILE] = (__u64)BPF_CORE_READ((struct io_xattr *)req, file);
+		sc->args[RING_FILE] = (__u64)READ((struct io_xattr *)req, file);
 		break;
 	case IORING_OP_SETXATTR:
 		sc->call = CALL_SETXATTR;
@@ -71,8 +73,8 @@ static __noinline void fill_change(struct syscall *sc, struct io_kiocb *req, __u
 		if (!bpf_core_type_exists(struct io_ftrunc))
 			break;
 		sc->call = CALL_FTRUNCATE;
-		sc->args[1] = BPF_CORE_READ((struct io_ftrunc *)req, len);
-		sc->args[RING_FILE] = (__u64)BPF_CORE_READ((struct io_ftrunc *)req, file);
+		sc->args[1] = READ((struct io_ftrunc *)req, len);
+		sc->args[RING_FILE] = (__u64)READ((struct io_ftrunc *)req, file);
 		break;
 	}
 }
@@ -80,8 +82,66 @@ static __noinline void fill_change(struct syscall *sc, struct io_kiocb *req, __u
 /* Notes the name that a request has, and what it is relative to. */
 static __noinline void note_name(struct named *n, struct task_struct *task, struct filename *name, int fd)
 {
-	copy_text(n, BPF_CORE_READ(name, name));
+	copy_text(n, READ(name, name));
 	start_from(n, task, fd);
+}
+
+/*
+ * A request whose success nobody will be told of, and that changes no names: it is told now, a connect and what is done
+ * with sockets as under way. If it fails, that is told when it is done.
+ */
+static __noinline int on_asked(struct task_struct *task, struct io_kiocb *req, __u32 opcode)
+{
+	struct io_sr_msg *message = (void *)req;
+	struct io_connect *connect = (void *)req;
+	struct io_listen *listen = (void *)req;
+	struct io_socket *socket = (void *)req;
+	struct io_open *open = (void *)req;
+	struct file *file = NULL;
+	struct syscall *sc;
+	const void *name;
+	__u32 zero = 0;
+
+	sc = bpf_map_lookup_elem(&this_call, &zero);
+	if (!sc)
+		return 0;
+	sc->flags = HEADER_IO_URING;
+	sc->ret = -EINPROGRESS;
+	sc->args[0] = READ(req, cqe.fd);
+	if (!(READ(req, flags) & REQUEST_FIXED_FILE))
+		file = open_file(task, sc->args[0]);
+	switch (opcode) {
+	case IORING_OP_OPENAT:
+	case IORING_OP_OPENAT2:
+		sc->call = CALL_OPENAT;
+		sc->args[2] = READ(open, how.flags);
+		if (READ(open, file_slot) || !wanted(CALL_OPENAT))
+			return 0;
+		return on_open_asked(task, sc, READ(open, filename, name), READ(open, dfd));
+	case IORING_OP_CONNECT:
+		sc->call = CALL_CONNECT;
+		sc->args[1] = (__u64)READ(connect, addr);
+		sc->args[2] = READ(connect, addr_len);
+		return file && wanted(CALL_CONNECT) ? on_connect(task, sc, file) : 0;
+	case IORING_OP_SOCKET:
+		sc->call = CALL_SOCKET;
+		sc->args[0] = READ(socket, domain);
+		sc->args[1] = READ(socket, type);
+		sc->args[2] = READ(socket, protocol);
+		return wanted(CALL_SOCKET) ? on_socket(task, sc) : 0;
+	case IORING_OP_LISTEN:
+		if (!bpf_core_type_exists(struct io_listen))
+			return 0;
+		sc->call = CALL_LISTEN;
+		sc->args[1] = READ(listen, backlog);
+		return file && wanted(CALL_LISTEN) ? on_listen(task, sc, file) : 0;
+	case IORING_OP_SENDMSG:
+	case IORING_OP_SENDMSG_ZC:
+		sc->call = CALL_SENDMSG;
+		name = message_name(READ(message, umsg), false);
+		return file && name && wanted(CALL_SENDMSG) ? on_send(task, sc, file, name) : 0;
+	}
+	return 0;
 }
 
 /* When a request is submitted. In older kernels the tracepoint is io_uring_submit_sqe: see Load. */
@@ -99,7 +159,14 @@ int picket_uring_submit(__u64 *ctx)
 	struct syscall *sc;
 	struct noted *n;
 
-	if (opcode < IORING_OP_RENAMEAT || opcode > IORING_OP_FTRUNCATE || config.stopped)
+	if (config.stopped)
+		return 0;
+	if (req->flags & REQUEST_SKIPS_SUCCESS &&
+	    (opcode < IORING_OP_RENAMEAT || opcode == IORING_OP_SOCKET || opcode == IORING_OP_SENDMSG_ZC || opcode == IORING_OP_LISTEN)) {
+		task = bpf_get_current_task_btf();
+		return is_self(task) ? 0 : on_asked(task, req, opcode);
+	}
+	if (opcode < IORING_OP_RENAMEAT || opcode > IORING_OP_FTRUNCATE)
 		return 0;
 	/* It has no names: there is nothing to note. */
 	if (opcode == IORING_OP_FTRUNCATE && !(req->flags & REQUEST_SKIPS_SUCCESS))
@@ -124,28 +191,28 @@ int picket_uring_submit(__u64 *ctx)
 		goto done;
 	switch (opcode) {
 	case IORING_OP_RENAMEAT:
-		note_name(&n->path, task, BPF_CORE_READ(rename, oldpath), BPF_CORE_READ(rename, old_dfd));
-		note_name(&n->target, task, BPF_CORE_READ(rename, newpath), BPF_CORE_READ(rename, new_dfd));
+		note_name(&n->path, task, READ(rename, oldpath), READ(rename, old_dfd));
+		note_name(&n->target, task, READ(rename, newpath), READ(rename, new_dfd));
 		break;
 	case IORING_OP_UNLINKAT:
-		note_name(&n->path, task, BPF_CORE_READ(unlink, filename), BPF_CORE_READ(unlink, dfd));
+		note_name(&n->path, task, READ(unlink, filename), READ(unlink, dfd));
 		break;
 	case IORING_OP_MKDIRAT:
-		note_name(&n->path, task, BPF_CORE_READ(mkdir, filename), BPF_CORE_READ(mkdir, dfd));
+		note_name(&n->path, task, READ(mkdir, filename), READ(mkdir, dfd));
 		break;
 	case IORING_OP_SYMLINKAT:
-		note_name(&n->path, task, BPF_CORE_READ(link, newpath), BPF_CORE_READ(link, new_dfd));
-		note_name(&n->target, task, BPF_CORE_READ(link, oldpath), NO_DIRECTORY);
+		note_name(&n->path, task, READ(link, newpath), READ(link, new_dfd));
+		note_name(&n->target, task, READ(link, oldpath), NO_DIRECTORY);
 		break;
 	case IORING_OP_LINKAT:
-		note_name(&n->path, task, BPF_CORE_READ(link, newpath), BPF_CORE_READ(link, new_dfd));
-		note_name(&n->target, task, BPF_CORE_READ(link, oldpath), BPF_CORE_READ(link, old_dfd));
+		note_name(&n->path, task, READ(link, newpath), READ(link, new_dfd));
+		note_name(&n->target, task, READ(link, oldpath), READ(link, old_dfd));
 		break;
 	case IORING_OP_SETXATTR:
-		note_name(&n->path, task, BPF_CORE_READ(xattr, filename), AT_FDCWD);
+		note_name(&n->path, task, READ(xattr, filename), AT_FDCWD);
 		/* and as the next */
 	case IORING_OP_FSETXATTR:
-		copy_text(&n->target, BPF_CORE_READ(xattr, ctx.kname));
+		copy_text(&n->target, READ(xattr, ctx.kname));
 		break;
 	}
 	n->has_target = 1;

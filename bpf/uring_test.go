@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -168,5 +169,119 @@ func TestURing(t *testing.T) {
 	want := []string{fmt.Sprint(0, " ", there, " ", HeaderIOURing), fmt.Sprint(-int(unix.ECONNREFUSED), " ", refused, " ", HeaderIOURing)}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("connects %q, want %q", got, want)
+	}
+}
+
+func init() {
+	// ring-asked DIR TO...: opens and connects whose success the caller does not want to be told of.
+	helpers["ring-asked"] = func(args []string) error {
+		if err := os.Chdir(args[0]); err != nil {
+			return err
+		}
+		dir, err := unix.Open(args[0]+"/sub", unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		u, err := newURing()
+		if err != nil {
+			return err
+		}
+		quietly := func(op sqe) error {
+			op.flags = 1 << 6 // IOSQE_CQE_SKIP_SUCCESS
+			if err := u.submit(op); err != nil {
+				return err
+			}
+			_, err := u.do(sqe{flags: 1 << 1 /* IOSQE_IO_DRAIN */}) // done when the other is
+			return err
+		}
+		for _, o := range []struct {
+			dir   int32
+			path  string
+			flags uint32
+		}{
+			{unix.AT_FDCWD, args[0] + "/absolute", unix.O_CREAT | unix.O_WRONLY},
+			{unix.AT_FDCWD, "relative", unix.O_CREAT | unix.O_RDWR},
+			{int32(dir), "of-a-directory", unix.O_CREAT | unix.O_WRONLY},
+			{unix.AT_FDCWD, "secret", unix.O_RDONLY},
+			{unix.AT_FDCWD, "unwatched", unix.O_RDONLY},
+			{unix.AT_FDCWD, "", unix.O_WRONLY},
+		} {
+			if err := quietly(sqe{opcode: 18, fd: o.dir, addr: uint64(cstr(o.path)), len: 0o600, opFlags: o.flags}); err != nil {
+				return err
+			}
+		}
+		for _, a := range args[1:] {
+			at, err := netip.ParseAddrPort(a)
+			if err != nil {
+				return err
+			}
+			s, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+			if err != nil {
+				return err
+			}
+			addr := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: at.Port()<<8 | at.Port()>>8, Addr: at.Addr().As4()}
+			if err := quietly(sqe{opcode: 16, fd: int32(s), addr: uint64(uintptr(unsafe.Pointer(&addr))), off: unix.SizeofSockaddrInet4}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// TestURingAsked: who does not want to be told that an open or a connect worked is seen all the same.
+func TestURingAsked(t *testing.T) {
+	c := sensor(t)
+	needURing(t, c.k)
+	dir := t.TempDir()
+	for _, f := range []string{"secret", "unwatched"} {
+		if err := os.WriteFile(filepath.Join(dir, f), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "sub"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.k.SetWatchedPaths([]string{dir + "/secret"}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	there, refused := l.Addr().String(), closed(t, "127.0.0.1:0").String()
+	pid := run(t, helper(t, "ring-asked", dir, there, refused))
+	c.settle(t)
+	for _, f := range []string{"absolute", "relative", "sub/of-a-directory"} {
+		if _, err := os.Stat(filepath.Join(dir, f)); err != nil {
+			t.Errorf("was not opened: %v", err)
+		}
+	}
+	var got []string
+	for _, ev := range c.all(func(ev *Event) bool {
+		return by(pid, ActionOpen)(ev) && strings.HasPrefix(string(ev.Open.Path), dir)
+	}) {
+		o := &ev.Open
+		got = append(got, fmt.Sprintf("%s access %d flags %#o, %#x of %d %#o, %s %#x", strings.TrimPrefix(string(o.Path), dir), o.Access, o.Flags&0o103, o.PathFlags, o.Ino, o.Mode, ev.Syscall(), ev.Header.Flags))
+	}
+	equal(t, "opens", strings.Join(got, "\n"), strings.Join([]string{
+		"/absolute access 2 flags 0101, 0x20 of 0 0100000, openat 0x4",
+		"/relative access 3 flags 0102, 0x20 of 0 0100000, openat 0x4",
+		"/sub/of-a-directory access 2 flags 0101, 0x20 of 0 0100000, openat 0x4",
+		"/secret access 9 flags 0, 0x20 of 0 0100000, openat 0x4",
+	}, "\n"))
+	got = nil
+	for _, ev := range c.all(by(pid, ActionConnect)) {
+		got = append(got, fmt.Sprint(ev.Conn.Result, " ", ev.Conn.Remote(), " ", ev.Header.Flags))
+	}
+	equal(t, "connects", strings.Join(got, "\n"), strings.Join([]string{
+		fmt.Sprint(-int(unix.EINPROGRESS), " ", there, " ", HeaderIOURing),
+		fmt.Sprint(-int(unix.EINPROGRESS), " ", refused, " ", HeaderIOURing),
+		fmt.Sprint(-int(unix.ECONNREFUSED), " ", refused, " ", HeaderIOURing),
+	}, "\n"))
+	for class, s := range checkCounters(t, c.k) {
+		if s.Errors != [NumErrors]uint64{} {
+			t.Errorf("%s: errors %v", Class(class), s.Errors)
+		}
 	}
 }

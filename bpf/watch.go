@@ -1,8 +1,10 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"path"
 	"strings"
 
@@ -14,6 +16,9 @@ const MaxWatches = 1024
 
 // watchBytes is the length of a key's path in the kernel (WATCH_BYTES in lib/maps.h).
 const watchBytes = 256
+
+// watchHash is WATCH_HASH of lib/event.h.
+const watchHash = 0x1e3779b1
 
 // watchKey is struct watch_key of lib/maps.h.
 type watchKey struct {
@@ -45,6 +50,15 @@ func newWatchKey(p string) watchKey {
 	k := watchKey{PrefixBits: uint32(len(p)) * 8}
 	copy(k.Path[:], p)
 	return k
+}
+
+// beginning is the bit of config.watching that stands for what the key's paths begin with; all bits where the key is
+// shorter than what is hashed.
+func beginning(k watchKey) uint32 {
+	if k.PrefixBits < 32 {
+		return math.MaxUint32
+	}
+	return 1 << (binary.LittleEndian.Uint32(k.Path[:]) * watchHash >> 27)
 }
 
 // SetWatchedPaths replaces the set of paths under which opening a file for reading is an event too: files
@@ -98,8 +112,8 @@ func (k *Kernel) SetWatchedPaths(paths []string) error {
 		}
 	}
 	watching := uint32(0)
-	if len(want) > 0 {
-		watching = 1
+	for key := range want {
+		watching |= beginning(key)
 	}
 	if err := k.set(configWatching, watching); err != nil {
 		return err

@@ -84,6 +84,9 @@ const (
 	LossDecode = "decode"
 	// LossSpoolFull: NATS was away longer than the sensor's spool could hold.
 	LossSpoolFull = "spool_full"
+	// LossSpoolDamaged: in a file of the spool that cannot be read back, as the
+	// death of a machine may leave one.
+	LossSpoolDamaged = "spool_damaged"
 	// LossStreamLimit: a consumer was away longer than a stream could hold.
 	LossStreamLimit = "stream_limit"
 	// LossDeadLetter: unprocessable, kept on PICKET_DEAD.
@@ -104,7 +107,7 @@ const (
 
 // LossReasons lists every loss reason.
 func LossReasons() []string {
-	return []string{LossRingFull, LossRateLimited, LossRingEmptied, LossTampered, LossSensorRestart, LossDecode, LossSpoolFull, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap}
+	return []string{LossRingFull, LossRateLimited, LossRingEmptied, LossTampered, LossSensorRestart, LossDecode, LossSpoolFull, LossSpoolDamaged, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap}
 }
 
 // Token makes a name safe as one token of a NATS subject: dots, spaces,

@@ -28,6 +28,11 @@ type Finding struct {
 	StatusID    int          `json:"status_id"` // 1 New
 	Time        int64        `json:"time"`      // ms since the epoch, of the first event
 	Message     string       `json:"message"`
+	IsAlert     bool         `json:"is_alert"`
+	RiskScore   uint32       `json:"risk_score"` // of 100
+	RiskLevelID int          `json:"risk_level_id"`
+	RiskLevel   string       `json:"risk_level"`
+	Remediation *Remediation `json:"remediation,omitempty"`
 	Metadata    Metadata     `json:"metadata"`
 	FindingInfo FindingInfo  `json:"finding_info"`
 	Device      *Device      `json:"device,omitempty"`
@@ -62,26 +67,45 @@ type FindingInfo struct {
 	Desc          string   `json:"desc,omitempty"`
 	FirstSeenTime int64    `json:"first_seen_time"` // ms
 	CreatedTime   int64    `json:"created_time"`    // ms
+	Types         []string `json:"types,omitempty"` // ids that other catalogues have for it
 	Analytic      Analytic `json:"analytic"`
 	Attacks       []Attack `json:"attacks,omitempty"`
 }
 
+// Remediation says what to do.
+type Remediation struct {
+	Desc string `json:"desc"`
+}
+
 // Analytic is the rule.
 type Analytic struct {
+	UID    string `json:"uid,omitempty"` // the rule's id
 	Name   string `json:"name"`
 	TypeID int    `json:"type_id"` // 1 Rule
 	Type   string `json:"type"`
 }
 
-// Attack is an ATT&CK technique.
+// Attack is an ATT&CK technique with one of its tactics: one that belongs to
+// several stands once for each, as OCSF wants it.
 type Attack struct {
-	Version   string    `json:"version"`
-	Technique Technique `json:"technique"`
+	Version      string     `json:"version"`
+	Tactic       *Technique `json:"tactic,omitempty"`
+	Technique    Technique  `json:"technique"`
+	SubTechnique *Technique `json:"sub_technique,omitempty"`
 }
 
-// Technique is an ATT&CK technique or sub-technique by id.
+// ID returns the id that the rule gave: that of the sub-technique, if it is one.
+func (a Attack) ID() string {
+	if a.SubTechnique != nil {
+		return a.SubTechnique.UID
+	}
+	return a.Technique.UID
+}
+
+// Technique is an ATT&CK tactic, technique or sub-technique by id.
 type Technique struct {
-	UID string `json:"uid"`
+	UID  string `json:"uid"`
+	Name string `json:"name,omitempty"`
 }
 
 // Device is the node.
@@ -103,7 +127,7 @@ type Container struct {
 type Image struct {
 	Name string `json:"name"`
 	Tag  string `json:"tag,omitempty"`
-	UID  string `json:"uid,omitempty"` // digest
+	UID  string `json:"uid"` // digest, else the image's id at its runtime, else its name
 }
 
 // Actor is who acted.
@@ -115,6 +139,8 @@ type Actor struct {
 // OCSFProcess is a process and its parents.
 type OCSFProcess struct {
 	PID           uint32       `json:"pid"`
+	NamespacePID  uint32       `json:"namespace_pid,omitempty"` // in its own pid namespace
+	CreatedTime   int64        `json:"created_time,omitempty"`  // ms
 	Name          string       `json:"name,omitempty"`
 	CmdLine       string       `json:"cmd_line,omitempty"`
 	WorkingDir    string       `json:"working_directory,omitempty"`
@@ -155,16 +181,42 @@ type Resp struct {
 
 // Evidence is one event that the finding stands on.
 type Evidence struct {
-	UID        string            `json:"uid"` // event_id
-	Process    *OCSFProcess      `json:"process,omitempty"`
-	File       *OCSFFile         `json:"file,omitempty"`
-	Connection map[string]string `json:"connection_info,omitempty"`
-	Data       map[string]any    `json:"data,omitempty"`
+	UID        string       `json:"uid"`  // event_id
+	Name       string       `json:"name"` // class and action
+	Process    *OCSFProcess `json:"process,omitempty"`
+	File       *OCSFFile    `json:"file,omitempty"`
+	Connection *Connection  `json:"connection_info,omitempty"`
+	Source     *NetEndpoint `json:"src_endpoint,omitempty"`
+	Target     *NetEndpoint `json:"dst_endpoint,omitempty"`
+	Query      *DNSQuery    `json:"query,omitempty"`
+	API        *API         `json:"api,omitempty"`
+	// Data is the event as it is stored: its columns that have a value, by name.
+	Data map[string]any `json:"data,omitempty"`
+}
+
+// Connection is OCSF network connection information.
+type Connection struct {
+	DirectionID int    `json:"direction_id"` // 0 unknown, 1 inbound, 2 outbound
+	Protocol    string `json:"protocol_name,omitempty"`
+}
+
+// NetEndpoint is one end of a connection.
+type NetEndpoint struct {
+	IP       string `json:"ip,omitempty"`
+	Port     uint64 `json:"port,omitempty"`
+	Hostname string `json:"hostname,omitempty"`
+	Name     string `json:"name,omitempty"` // pod, service or node
+}
+
+// DNSQuery is a question.
+type DNSQuery struct {
+	Hostname string `json:"hostname"`
+	Type     string `json:"type,omitempty"`
 }
 
 // Resource is a Kubernetes object concerned.
 type Resource struct {
-	Name      string `json:"name"`
+	Name      string `json:"name,omitempty"`
 	Namespace string `json:"namespace,omitempty"`
 	Type      string `json:"type"`
 	UID       string `json:"uid,omitempty"`
@@ -172,16 +224,27 @@ type Resource struct {
 
 // FindingExtra is what OCSF has no attribute for.
 type FindingExtra struct {
-	Cluster   string            `json:"cluster"`
-	Node      string            `json:"node"`
-	Rule      string            `json:"rule"`
-	Priority  string            `json:"priority"`
-	Class     string            `json:"event_class"`
-	Time      time.Time         `json:"time"`
-	Namespace string            `json:"k8s_namespace_name,omitempty"`
-	Pod       string            `json:"k8s_pod_name,omitempty"`
-	Workload  string            `json:"k8s_workload,omitempty"`
-	Fields    map[string]string `json:"output_fields"`
+	Cluster   string    `json:"cluster"`
+	Node      string    `json:"node"`
+	Rule      string    `json:"rule"`
+	Priority  string    `json:"priority"`
+	Source    string    `json:"source"` // of the rule: syscall or k8s_audit
+	Class     string    `json:"event_class"`
+	Time      time.Time `json:"time"`
+	Namespace string    `json:"k8s_namespace_name,omitempty"`
+	Pod       string    `json:"k8s_pod_name,omitempty"`
+	Workload  string    `json:"k8s_workload,omitempty"` // kind/name
+	// SessionLeader is the leader of the acting process's session; ExecPID the
+	// process that was put into the container from outside and that it descends
+	// from, 0 when there is none.
+	SessionLeader  *OCSFProcess `json:"session_leader,omitempty"`
+	ExecPID        uint32       `json:"container_exec_pid,omitempty"`
+	References     []string     `json:"references,omitempty"`
+	FalsePositives []string     `json:"false_positives,omitempty"`
+	// Why has the values of the fields that made the rule's condition hold.
+	Why map[string]string `json:"why,omitempty"`
+	// Fields are those of the rule's output.
+	Fields map[string]string `json:"output_fields"`
 }
 
 // Hash128 is the hash behind event ids and alert ids: XXH3-128 over the parts,

@@ -83,6 +83,7 @@ func PermissionsOf(service, cluster, node string) Permissions {
 			"$JS.API.STREAM.MSG.GET."+StreamAlerts, "$JS.API.DIRECT.GET."+StreamAlerts)
 		bucket(BucketState, ">", true)
 		bucket(BucketControl, ">", true)
+		bucket(BucketRules, RulePackKey, false)
 	case ServiceSink:
 		consume(StreamEvents, DurableSink)
 		info(StreamRaw)

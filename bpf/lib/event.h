@@ -22,6 +22,7 @@ enum layout {
 	MAX_DNS = 4096, /* bytes of a DNS message, or of a segment with some, carried */
 	PROGRAM_BYTES = 256, /* of the path of an ignored program, with the NUL that ends it */
 	WATCH_BYTES = 256, /* bytes of a watched path that are compared */
+	WATCH_HASH = 0x1e3779b1, /* times the first four bytes of a path: five bits at the top that tell them apart */
 };
 
 /* The index of a class is part of the layout: counters and ledger are arrays over (cpu, class). */
@@ -83,6 +84,7 @@ enum path_flag {
 	PATH_DELETED = 1 << 2, /* the name or the inode is unlinked */
 	PATH_FAULT = 1 << 3, /* a read failed on the way: what was read is there */
 	PATH_USER = 1 << 4, /* read from the caller's memory after the call: it may have been changed meanwhile */
+	PATH_ASKED = 1 << 5, /* of an open that is only asked for: the links in it were not followed, the rest is not known */
 };
 
 /* Who acts, when, and which number this record has: starts every record. 144 bytes. */

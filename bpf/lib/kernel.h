@@ -74,6 +74,13 @@ enum {
 #define S_IFMT 00170000
 #define S_IFSOCK 0140000
 #define S_IFREG 0100000
+#define O_ACCMODE 3
+#define O_RDONLY 0
+#define O_WRONLY 1
+#define O_CREAT 0100
+#define O_TRUNC 01000
+#define O_PATH 010000000
+#define AT_FDCWD (-100)
 #define S_IFDIR 0040000
 #define S_IFCHR 0020000
 #define S_IFIFO 0010000
@@ -508,7 +515,9 @@ struct open_how {
 };
 
 struct io_open {
+	int dfd;
 	__u32 file_slot;
+	struct filename *filename;
 	struct open_how how;
 };
 
@@ -579,3 +588,22 @@ struct socket {
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
+
+/* From Linux 6.2 on. */
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+/*
+ * BPF_CORE_READ by plain loads where the kernel lets a program say what an address points to: a load that faults gives
+ * 0, as the helper does, and costs a tenth of it. What it gives must not be computed with, other than by constants: the
+ * verifier refuses that for pointers that it knows the type of. The branch is decided when the program is loaded.
+ */
+#define READ(src, ...)                                                                                                 \
+	({                                                                                                             \
+		__typeof_unqual__(___arrow((src), __VA_ARGS__)) r__;\
+		if (bpf_rdonly_cast)                                                                                   \
+			r__ = ___arrow(((typeof(src))bpf_rdonly_cast(src, bpf_core_type_id_kernel(typeof(*(src))))),  \
+				       __VA_ARGS__);                                                                   \
+		else                                                                                                   \
+			BPF_CORE_READ_INTO(&r__, src, __VA_ARGS__);                                                    \
+		r__;                                                                                                   \
+	})

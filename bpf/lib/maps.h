@@ -99,7 +99,8 @@ enum ignore {
 /* What user space sets while the programs run. */
 struct config {
 	__u32 self_tgid; /* the sensor: its file and network activity is not reported */
-	__u32 watching; /* 0: no watched path, reads need no path walk */
+	/* Bit n: some watched path begins with four bytes whose hash is n. 0: there is none, reads need no path walk. */
+	__u32 watching;
 	__u64 self_start_time; /* tells the sensor from a later process with its id */
 	__u32 stopped; /* 1: nothing is an event any more */
 	__u32 environment; /* 1: an exec has the environment */

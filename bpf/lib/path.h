@@ -27,7 +27,7 @@ struct walk {
 	__u32 flags; /* enum path_flag */
 	/*
 	 * The bytes past MAX_PATH are never written. They hold the proof that a copy of up to MAX_NAME
-	 * bytes from any pos below MAX_PATH stays inside, and the NULs that end a watch key.
+	 * bytes from any pos below MAX_PATH stays inside, and the NULs that end a watch key or follow a short path.
 	 */
 	char buf[MAX_PATH + WATCH_BYTES];
 };
@@ -40,8 +40,14 @@ struct entry {
 	const unsigned char *name;
 };
 
-static __always_inline long read_entry(struct entry *e, const struct dentry *dentry)
+static __always_inline long read_entry(struct entry *e, struct dentry *dentry)
 {
+	if (bpf_rdonly_cast) {
+		e->parent = READ(dentry, d_parent);
+		e->len = READ(dentry, d_name.len);
+		e->name = READ(dentry, d_name.name);
+		return !e->parent; /* each has one, the top itself */
+	}
 	/* Where they are in a row, which the loader knows, one read does instead of three. */
 	if (bpf_core_field_offset(struct dentry, d_name) == bpf_core_field_offset(struct dentry, d_parent) + 8 &&
 	    bpf_core_field_offset(struct qstr, len) == 4 && bpf_core_field_offset(struct qstr, name) == 8)
@@ -84,9 +90,10 @@ static long walk_step(__u32 i, struct walk **ctx)
 		return 1;
 	if (dentry == w->mnt_root) {
 		mount = (void *)w->mnt - bpf_core_field_offset(struct mount, mnt);
-		if (bpf_core_read(&up, sizeof(up), &mount->mnt_parent) ||
-		    bpf_core_read(&w->dentry, sizeof(w->dentry), &mount->mnt_mountpoint) ||
-		    bpf_core_read(&w->mnt_root, sizeof(w->mnt_root), &up->mnt.mnt_root)) {
+		up = READ(mount, mnt_parent);
+		w->dentry = READ(mount, mnt_mountpoint);
+		w->mnt_root = READ(up, mnt.mnt_root);
+		if (!w->mnt_root) {
 			w->flags |= PATH_FAULT;
 			return 1;
 		}
@@ -123,20 +130,19 @@ static __always_inline void walk_all(struct walk *w)
 
 static __always_inline void walk_up(struct walk *w, struct vfsmount *mnt, struct dentry *dentry)
 {
-	w->pos = MAX_PATH;
-	w->flags = 0;
 	w->dentry = dentry;
 	w->mnt = mnt;
-	if (bpf_core_read(&w->mnt_root, sizeof(w->mnt_root), &mnt->mnt_root)) {
-		w->flags = PATH_FAULT;
+	w->mnt_root = READ(mnt, mnt_root);
+	if (!w->mnt_root) {
+		w->flags |= PATH_FAULT;
 		return;
 	}
 	walk_all(w);
 }
 
-/* Walks path, which the task in whose root directory it is seen has open; the result is in *w. */
-static __noinline void walk_path(struct walk *w, struct vfsmount *mnt, struct dentry *dentry,
-				 struct task_struct *task)
+/* Walks from a directory, in front of what *w has already. */
+static __noinline void walk_above(struct walk *w, struct vfsmount *mnt, struct dentry *dentry,
+				  struct task_struct *task)
 {
 	struct fs_struct *fs = task->fs;
 
@@ -149,11 +155,22 @@ static __noinline void walk_path(struct walk *w, struct vfsmount *mnt, struct de
 	walk_up(w, mnt, dentry);
 }
 
+/* Walks path, which the task in whose root directory it is seen has open; the result is in *w. */
+static __always_inline void walk_path(struct walk *w, struct vfsmount *mnt, struct dentry *dentry,
+				      struct task_struct *task)
+{
+	w->pos = MAX_PATH;
+	w->flags = 0;
+	walk_above(w, mnt, dentry, task);
+}
+
 /* Walks path as its mount namespace has it, beyond the task's root directory. */
 static __noinline void walk_to_top(struct walk *w, struct vfsmount *mnt, struct dentry *dentry)
 {
 	w->root_dentry = NULL;
 	w->root_mnt = NULL;
+	w->pos = MAX_PATH;
+	w->flags = 0;
 	walk_up(w, mnt, dentry);
 	w->flags &= ~PATH_OUTSIDE; /* that is where it was to lead */
 }
@@ -182,7 +199,7 @@ static __always_inline __u32 walk_len(struct walk *w)
 /* As the kernel's d_unlinked(), or no name left at all. */
 static __always_inline bool is_deleted(struct dentry *dentry, unsigned int nlink)
 {
-	return !nlink || (!BPF_CORE_READ(dentry, d_hash.pprev) && BPF_CORE_READ(dentry, d_parent) != dentry);
+	return !nlink || (!READ(dentry, d_hash.pprev) && READ(dentry, d_parent) != dentry);
 }
 
 /* A device number as stat(2) and /proc give it. */

@@ -114,7 +114,6 @@ struct named {
 	__u32 flags; /* enum path_flag */
 };
 
-#define AT_FDCWD (-100)
 #define NO_DIRECTORY (-101) /* for read_named: the text stands for itself */
 
 static __always_inline void no_name(struct named *n)
@@ -139,7 +138,7 @@ static __noinline void start_from(struct named *n, struct task_struct *task, int
 	}
 	file = open_file(task, fd);
 	if (file)
-		walk_path(&n->base, BPF_CORE_READ(file, f_path.mnt), BPF_CORE_READ(file, f_path.dentry), task);
+		walk_path(&n->base, READ(file, f_path.mnt), READ(file, f_path.dentry), task);
 	else
 		n->flags |= PATH_FAULT;
 }
@@ -203,6 +202,6 @@ static __noinline struct inode *walk_file(struct named *n, struct task_struct *t
 		n->flags = PATH_FAULT;
 		return NULL;
 	}
-	walk_path(&n->base, BPF_CORE_READ(file, f_path.mnt), BPF_CORE_READ(file, f_path.dentry), task);
-	return BPF_CORE_READ(file, f_inode);
+	walk_path(&n->base, READ(file, f_path.mnt), READ(file, f_path.dentry), task);
+	return READ(file, f_inode);
 }

@@ -15,10 +15,10 @@ static __always_inline void own_pid(struct task_struct *leader, __u32 *nr, __u32
 	*nr = *ns = 0;
 	if (!pid)
 		return;
-	level = BPF_CORE_READ(pid, level);
+	level = READ(pid, level);
 	own = (void *)pid + bpf_core_field_offset(struct pid, numbers) + level * bpf_core_type_size(struct upid);
-	*nr = BPF_CORE_READ(own, nr);
-	*ns = BPF_CORE_READ(own, ns, ns.inum);
+	*nr = READ(own, nr);
+	*ns = READ(own, ns, ns.inum);
 }
 
 /*
@@ -37,8 +37,11 @@ static __always_inline __u64 cgroup_of(struct task_struct *task)
 	if (!cgroup_hierarchy)
 		return task->cgroups->dfl_cgrp->kn->id;
 	set = BPF_CORE_READ(task, cgroups);
-	bpf_core_read(&state, sizeof(state), &set->subsys[cgroup_controller & 15]);
-	return BPF_CORE_READ(state, cgroup, kn, id);
+	if (bpf_rdonly_cast)
+		state = ((struct css_set *)bpf_rdonly_cast(set, bpf_core_type_id_kernel(struct css_set)))->subsys[cgroup_controller & 15];
+	else
+		bpf_core_read(&state, sizeof(state), &set->subsys[cgroup_controller & 15]);
+	return READ(state, cgroup, kn, id);
 }
 
 /* Fills what every event says of its actor, the current task; size, seq, class and action are its own. */

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -9,56 +11,102 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"picket/internal/alert"
 	"picket/internal/store"
 	"picket/internal/up"
 	"picket/schemas"
 )
 
+// alertFilter says which alerts are wanted; empty texts are any.
+type alertFilter struct {
+	lowest               schemas.Severity
+	rule, namespace, pod string
+}
+
+func (f *alertFilter) matches(a *schemas.Finding) bool {
+	is := func(want string, have ...string) bool {
+		for _, h := range have {
+			if h == want {
+				return true
+			}
+		}
+		return want == ""
+	}
+	return a.SeverityID >= f.lowest && is(f.rule, a.Unmapped.Rule, a.FindingInfo.Analytic.UID) && is(f.namespace, a.Unmapped.Namespace) && is(f.pod, a.Unmapped.Pod)
+}
+
+// where is the filter as a condition of the alerts table.
+func (f *alertFilter) where() string {
+	out := fmt.Sprintf("severity_id >= %d", f.lowest)
+	if f.rule != "" {
+		out += " AND (rule = " + literal(f.rule) + " OR rule_id = " + literal(f.rule) + ")"
+	}
+	if f.namespace != "" {
+		out += " AND k8s_namespace_name = " + literal(f.namespace)
+	}
+	if f.pod != "" {
+		out += " AND k8s_pod_name = " + literal(f.pod)
+	}
+	return out
+}
+
+// literal writes a text into a statement: as hexadecimal digits, so that nothing
+// of it is SQL.
+func literal(s string) string { return "unhex('" + hex.EncodeToString([]byte(s)) + "')" }
+
 func newAlerts(t *target) *cobra.Command {
 	var (
-		follow   bool
-		severity string
-		output   string
-		since    time.Duration
-		limit    int
+		follow           bool
+		severity, format string
+		filter           alertFilter
+		since            time.Duration
+		limit            int
 	)
 	c := &cobra.Command{
 		Use:   "alerts",
 		Short: "Show alerts: stored ones, or with --follow new ones as they come",
-		Args:  cobra.NoArgs,
+		Example: `  picket alerts --severity high --since 1h
+  picket alerts --follow --format falco
+  picket alerts show 52b2aa4e`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			lowest, err := schemas.ParseSeverity(severity)
-			if err != nil {
-				return fmt.Errorf("--min-severity: %w", err)
+			var err error
+			if filter.lowest, err = schemas.ParseSeverity(severity); err != nil {
+				return fmt.Errorf("--severity: %w", err)
 			}
-			if output != "table" && output != "json" {
-				return fmt.Errorf("-o %s: use table or json", output)
+			if format != "table" && format != "json" && format != "falco" {
+				return fmt.Errorf("--format %s: use table, json or falco", format)
 			}
 			show := func(out io.Writer) error {
 				if follow {
-					return followAlerts(cmd, t, lowest, output, out)
+					return followAlerts(cmd, t, &filter, format, out)
 				}
 				s, err := t.store()
 				if err != nil {
 					return err
 				}
-				return storedAlerts(cmd, s, lowest, since, limit, output, out)
+				return storedAlerts(cmd, s, &filter, since, limit, format, out)
 			}
-			if output == "json" {
+			if format != "table" {
 				return screen(cmd.OutOrStdout(), false, show)
 			}
 			return show(cmd.OutOrStdout()) // line by line, in colours
 		},
 	}
-	c.Flags().BoolVarP(&follow, "follow", "f", false, "show alerts as they are raised, until Ctrl-C")
-	c.Flags().StringVar(&severity, "min-severity", "informational", "informational, low, medium, high or critical")
-	c.Flags().StringVarP(&output, "output", "o", "table", "table, or json for one OCSF Detection Finding a line")
-	c.Flags().DurationVar(&since, "since", 24*time.Hour, "how far back, without --follow")
-	c.Flags().IntVar(&limit, "limit", 1000, "how many at most, the newest, without --follow")
+	f := c.Flags()
+	f.BoolVarP(&follow, "follow", "f", false, "show alerts as they are raised, until Ctrl-C")
+	f.StringVar(&severity, "severity", "informational", "the lowest to show: informational, low, medium, high or critical")
+	f.StringVar(&filter.rule, "rule", "", "of this rule, by its name or its id")
+	f.StringVar(&filter.namespace, "namespace", "", "of this namespace")
+	f.StringVar(&filter.pod, "pod", "", "of this pod")
+	f.StringVarP(&format, "format", "o", "table", "table; json: one OCSF Detection Finding a line; falco: one alert a line as Falco writes it")
+	f.DurationVar(&since, "since", 24*time.Hour, "how far back, without --follow")
+	f.IntVar(&limit, "limit", 1000, "how many at most, the newest, without --follow")
+	c.AddCommand(newAlertShow(t))
 	return c
 }
 
-func followAlerts(cmd *cobra.Command, t *target, lowest schemas.Severity, output string, out io.Writer) error {
+func followAlerts(cmd *cobra.Command, t *target, filter *alertFilter, format string, out io.Writer) error {
 	cfg, err := t.bus(schemas.ServiceReader)
 	if err != nil {
 		return err
@@ -67,16 +115,19 @@ func followAlerts(cmd *cobra.Command, t *target, lowest schemas.Severity, output
 	enc := json.NewEncoder(out)
 	enc.SetEscapeHTML(false)
 	stop, err := up.SubscribeAlerts(cfg, func(f *schemas.Finding) {
-		if f.SeverityID < lowest {
+		if !filter.matches(f) {
 			return
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		if output == "json" {
-			_ = enc.Encode(f) // a closed standard output ends the process by SIGPIPE
-			return
+		switch format { // a closed standard output ends the process by SIGPIPE
+		case "json":
+			_ = enc.Encode(f)
+		case "falco":
+			_ = enc.Encode(alert.Falco(f))
+		default:
+			fmt.Fprintln(out, alertLine(f, isTerminal(out)))
 		}
-		fmt.Fprintln(out, alertLine(f, isTerminal(out)))
 	})
 	if err != nil {
 		return err
@@ -86,26 +137,62 @@ func followAlerts(cmd *cobra.Command, t *target, lowest schemas.Severity, output
 	return nil
 }
 
-func storedAlerts(cmd *cobra.Command, s store.Config, lowest schemas.Severity, since time.Duration, limit int, output string, out io.Writer) error {
-	// Numbers only: nothing of the user's text reaches the statement.
-	where := fmt.Sprintf("FROM %s.%s FINAL WHERE severity_id >= %d AND time >= now() - toIntervalSecond(%d) ORDER BY time DESC LIMIT %d",
-		schemas.Database, schemas.AlertsTable, lowest, int64(since.Seconds()), limit)
-	if output == "json" {
-		return copyQuery(cmd, s, "SELECT finding FROM (SELECT time, finding "+where+") ORDER BY time", "TSVRaw", out)
+func storedAlerts(cmd *cobra.Command, s store.Config, filter *alertFilter, since time.Duration, limit int, format string, out io.Writer) error {
+	from := max(0, time.Now().Add(-since).Unix()) // ClickHouse's own times wrap before 1970
+	where := fmt.Sprintf("FROM %s.%s FINAL WHERE %s AND time >= toDateTime64(%d, 9, 'UTC') ORDER BY time DESC LIMIT %d",
+		schemas.Database, schemas.AlertsTable, filter.where(), from, limit)
+	findings := "SELECT finding FROM (SELECT time, finding " + where + ") ORDER BY time"
+	switch format {
+	case "json":
+		return copyQuery(cmd, s, findings, "TSVRaw", out)
+	case "falco":
+		return falcoAlerts(cmd, s, findings, out)
 	}
-	rows, err := queryRows(cmd, s, `SELECT formatDateTime(time, '%Y-%m-%d %H:%i:%S') AS at, severity, rule, node,
+	rows, err := queryRows(cmd, s, `SELECT substring(toString(alert_id), 1, 8), formatDateTime(time, '%Y-%m-%d %H:%i:%S') AS at, severity, rule, node,
 		if(k8s_namespace_name = '', '', if(k8s_pod_name = '', k8s_namespace_name, k8s_namespace_name || '/' || k8s_pod_name)) AS pod, user_name, message
 		FROM (SELECT * `+where+`) ORDER BY time`)
 	if err != nil {
 		return err
 	}
 	if len(rows) == 0 {
-		fmt.Fprintf(out, "no alerts in the last %s\n", since)
+		fmt.Fprintf(out, "no such alerts in the last %s\n", since)
 		return nil
 	}
-	table := newTable(out, "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")
+	table := newTable(out, "ID", "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")
 	for _, r := range rows {
 		table.row(r...)
 	}
 	return table.flush()
+}
+
+// falcoAlerts writes stored findings as Falco does, one after the other.
+func falcoAlerts(cmd *cobra.Command, s store.Config, findings string, out io.Writer) error {
+	read, write := io.Pipe()
+	done := make(chan error, 1)
+	go func() { // ends with the query: what it writes is read to its end, or to an error that closes the pipe
+		err := copyQuery(cmd, s, findings, "TSVRaw", write)
+		write.CloseWithError(err)
+		done <- err
+	}()
+	dec := json.NewDecoder(read)
+	enc := json.NewEncoder(out)
+	enc.SetEscapeHTML(false)
+	var err error
+	for {
+		var f schemas.Finding
+		if err = dec.Decode(&f); err != nil {
+			break
+		}
+		if err = enc.Encode(alert.Falco(&f)); err != nil {
+			break
+		}
+	}
+	read.CloseWithError(err)
+	if asked := <-done; asked != nil {
+		return asked
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return fmt.Errorf("a stored finding: %w", err)
 }

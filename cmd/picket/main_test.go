@@ -4,6 +4,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,7 +37,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("SAMPLES", samples)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "eventually": eventually, "showalert": showAlertOf, "sleep": sleep},
 	})
 }
 
@@ -52,4 +55,37 @@ func ready(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("not ready within 30 s: %v", err)
 		}
 	}
+}
+
+// eventually COMMAND… -- PATTERN repeats a command until its output has the pattern.
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	i := slices.Index(args, "--")
+	if neg || i < 1 || len(args) != i+2 {
+		ts.Fatalf("usage: eventually COMMAND… -- PATTERN")
+	}
+	pattern := regexp.MustCompile(args[i+1])
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		err := ts.Exec(args[0], args[1:i]...)
+		if out := ts.ReadFile("stdout"); err == nil && pattern.MatchString(out) {
+			return
+		} else if time.Now().After(deadline) {
+			ts.Fatalf("no %q within 30 s: %v\n%s", args[i+1], err, out)
+		}
+	}
+}
+
+// showalert DIR FILE shows the alert whose id is the last word of the file.
+func showAlertOf(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: showalert DIR FILE")
+	}
+	words := strings.Fields(ts.ReadFile(args[1]))
+	id := strings.Trim(words[len(words)-1], `"`)
+	ts.Check(ts.Exec("picket", "--data", ts.MkAbs(args[0]), "alerts", "show", id[:13]))
+}
+
+func sleep(ts *testscript.TestScript, _ bool, args []string) {
+	d, err := time.ParseDuration(args[0])
+	ts.Check(err)
+	time.Sleep(d)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -174,7 +175,9 @@ func (r *replay) evaluate(b *batch.Batch) error {
 			AlertID: f.FindingInfo.UID, EventID: f.Evidences[0].UID, Class: f.Unmapped.Class, Cluster: f.Unmapped.Cluster, Node: f.Unmapped.Node,
 			Priority: f.Unmapped.Priority, Tags: f.Metadata.Labels, Fields: f.Unmapped.Fields}
 		for _, t := range f.FindingInfo.Attacks {
-			a.Techniques = append(a.Techniques, t.Technique.UID)
+			if !slices.Contains(a.Techniques, t.ID()) {
+				a.Techniques = append(a.Techniques, t.ID())
+			}
 		}
 		if err := r.out.Encode(a); err != nil {
 			return err

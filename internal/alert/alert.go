@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"path"
 	"reflect"
 	"strconv"
 	"strings"
@@ -24,112 +23,131 @@ var severityCaptions = map[schemas.Severity]string{
 	schemas.Informational: "Informational", schemas.Low: "Low", schemas.Medium: "Medium", schemas.High: "High", schemas.Critical: "Critical",
 }
 
+// riskLevels are OCSF's captions of risk_level_id, and the score each begins at:
+// between the scores that a rule has by its severity.
+var riskLevels = [...]struct {
+	from    uint32
+	caption string
+}{{0, "Info"}, {20, "Low"}, {40, "Medium"}, {65, "High"}, {85, "Critical"}}
+
 // New returns the finding of a match in b, raised at now. Its id follows from
 // the rule's name and the event's id, so that the same event gives the same
-// finding however often it is evaluated.
+// finding however often it is evaluated. Call it while m is raised (see
+// rules.Match.Why).
 func New(m rules.Match, b *batch.Batch, now time.Time) *schemas.Finding {
 	row := m.Row
 	str := func(id schemas.FieldID) string { return b.Str(id, row) }
 	event, _ := b.Bytes16(schemas.EventID, row)
-	eventID := schemas.FormatID(event)
-	id := schemas.FormatID(schemas.Hash128("alert", m.Rule.Name, eventID))
+	id := schemas.FormatID(schemas.Hash128("alert", m.Rule.Name, schemas.FormatID(event)))
 	at := time.Unix(0, b.Int(schemas.EventTime, row)).UTC()
 
-	namespace := str(schemas.Namespace)
-	if namespace == "" {
-		namespace = str(schemas.AuditNamespace)
-	}
-	fields := m.Fields()
 	f := &schemas.Finding{
 		ActivityID: 1, CategoryUID: 2, ClassUID: 2004, ClassName: "Detection Finding", TypeUID: 200401,
-		SeverityID: m.Rule.Severity, Severity: severityCaptions[m.Rule.Severity], StatusID: 1,
-		Time: at.UnixMilli(), Message: m.Output(),
+		SeverityID: m.Rule.Severity, Severity: severityCaptions[m.Rule.Severity], StatusID: 1, IsAlert: true,
+		Time: at.UnixMilli(), Message: m.Output(), RiskScore: m.Rule.Risk,
 		Metadata: schemas.Metadata{
 			Version: schemas.OCSFVersion, Product: schemas.Product{Name: "Picket", VendorName: "Picket"},
 			UID: id, Sequence: 1, LoggedTime: now.UnixMilli(), Profiles: []string{"container", "host"}, Labels: m.Rule.Tags,
 		},
 		FindingInfo: schemas.FindingInfo{
-			UID: id, Title: m.Rule.Name, Desc: m.Rule.Description,
+			UID: id, Title: m.Rule.Name, Desc: m.Rule.Description, Types: m.Rule.AlertTypes,
 			FirstSeenTime: at.UnixMilli(), CreatedTime: now.UnixMilli(),
-			Analytic: schemas.Analytic{Name: m.Rule.Name, TypeID: 1, Type: "Rule"},
+			Analytic: schemas.Analytic{UID: m.Rule.ID, Name: m.Rule.Name, TypeID: 1, Type: "Rule"},
+			Attacks:  attacks(m.Rule.Techniques),
 		},
-		Device: &schemas.Device{Hostname: str(schemas.Node), TypeID: 1},
+		Device:    &schemas.Device{Hostname: str(schemas.Node), TypeID: 1},
+		Evidences: []schemas.Evidence{Evidence(b, row)},
 		Unmapped: schemas.FindingExtra{
-			Cluster: str(schemas.Cluster), Node: str(schemas.Node), Rule: m.Rule.Name, Priority: m.Rule.Priority,
-			Class: b.Class().String(), Time: at, Namespace: namespace, Pod: str(schemas.PodName), Fields: fields,
+			Cluster: str(schemas.Cluster), Node: str(schemas.Node), Rule: m.Rule.Name, Priority: m.Rule.Priority, Source: m.Rule.Source,
+			Class: b.Class().String(), Time: at, Namespace: cmp.Or(str(schemas.Namespace), str(schemas.AuditNamespace)), Pod: str(schemas.PodName),
+			References: m.Rule.References, FalsePositives: m.Rule.FalsePositives, Why: m.Why(), Fields: m.Fields(),
 		},
+	}
+	for i, l := range riskLevels {
+		if f.RiskScore >= l.from {
+			f.RiskLevelID, f.RiskLevel = i, l.caption
+		}
+	}
+	if len(m.Rule.Response) > 0 {
+		f.Remediation = &schemas.Remediation{Desc: strings.Join(m.Rule.Response, "\n")}
 	}
 	if w := str(schemas.WorkloadName); w != "" {
 		f.Unmapped.Workload = str(schemas.WorkloadKind) + "/" + w
 	}
-	for _, t := range m.Rule.Techniques {
-		f.FindingInfo.Attacks = append(f.FindingInfo.Attacks, schemas.Attack{Version: schemas.AttackVersion, Technique: schemas.Technique{UID: t}})
-	}
-	ev := schemas.Evidence{UID: eventID}
-	if len(fields) > 0 {
-		ev.Data = map[string]any{}
-		for k, v := range fields {
-			ev.Data[k] = v
-		}
-	}
 	if b.Class() == schemas.Audit {
 		auditParts(f, b, row)
 	} else {
-		ev.Process = process(b, row)
-		f.Actor = &schemas.Actor{Process: ev.Process, User: ev.Process.User}
-		if c := str(schemas.ContainerID); c != "" {
-			f.Device.Container = &schemas.Container{UID: c, Name: cmp.Or(str(schemas.K8sContainerName), str(schemas.ContainerName)), PodUUID: str(schemas.PodUID)}
-			if img := str(schemas.ContainerImage); img != "" {
-				f.Device.Container.Image = &schemas.Image{Name: img, Tag: str(schemas.ContainerImageTag), UID: str(schemas.ContainerImageHash)}
-			}
-		}
-		if p := str(schemas.FilePath); p != "" {
-			ev.File = &schemas.OCSFFile{Name: path.Base(p), Path: p, TypeID: 1}
-		}
+		nodeParts(f, b, row)
 	}
 	if pod := str(schemas.PodName); pod != "" {
 		f.Resources = append(f.Resources, schemas.Resource{Type: "Pod", Name: pod, Namespace: str(schemas.Namespace), UID: str(schemas.PodUID)})
 	}
-	f.Evidences = []schemas.Evidence{ev}
 	return f
 }
 
-func process(b *batch.Batch, row int) *schemas.OCSFProcess {
+// attacks returns the techniques with their tactics.
+func attacks(techniques []string) []schemas.Attack {
+	var out []schemas.Attack
+	for _, id := range techniques {
+		a := schemas.Attack{Version: schemas.AttackVersion, Technique: schemas.Technique{UID: id}}
+		if parent, _, sub := strings.Cut(id, "."); sub {
+			a.Technique.UID, a.SubTechnique = parent, &schemas.Technique{UID: id, Name: name(id)}
+		}
+		a.Technique.Name = name(a.Technique.UID)
+		of := schemas.Tactics(id)
+		if len(of) == 0 {
+			out = append(out, a)
+		}
+		for _, t := range of {
+			a.Tactic = &schemas.Technique{UID: t, Name: schemas.TacticName(t)}
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// name returns the name of a technique; empty for one that ATT&CK does not have.
+func name(technique string) string {
+	t, _ := schemas.TechniqueByID(technique)
+	return t.Name
+}
+
+// nodeParts adds what an event of a node tells of process and container.
+func nodeParts(f *schemas.Finding, b *batch.Batch, row int) {
 	str := func(id schemas.FieldID) string { return b.Str(id, row) }
-	p := &schemas.OCSFProcess{
-		PID: uint32(b.Uint(schemas.ProcessPID, row)), Name: str(schemas.ProcessName),
-		CmdLine:    strings.TrimSpace(str(schemas.ProcessCommand) + " " + str(schemas.ProcessArgs)),
-		WorkingDir: str(schemas.ProcessCwd),
-		User:       &schemas.User{Name: str(schemas.ProcessUserName), UID: strconv.FormatUint(b.Uint(schemas.ProcessUserID, row), 10)},
+	p := process(b, row)
+	f.Actor = &schemas.Actor{Process: p, User: p.User}
+	if pid := uint32(b.Uint(schemas.ProcessSessionPID, row)); pid != 0 && pid != p.PID {
+		f.Unmapped.SessionLeader = &schemas.OCSFProcess{PID: pid, Name: str(schemas.ProcessSessionName), CmdLine: str(schemas.SessionCommand), File: file(str(schemas.SessionExe))}
 	}
-	if exe := str(schemas.ProcessExe); exe != "" {
-		p.File = &schemas.OCSFFile{Name: path.Base(exe), Path: exe, TypeID: 1}
+	f.Unmapped.ExecPID = uint32(b.Uint(schemas.ContainerExec, row))
+	c := str(schemas.ContainerID)
+	if c == "" {
+		return
 	}
-	if name := str(schemas.ParentName); name != "" {
-		p.ParentProcess = &schemas.OCSFProcess{
-			PID: uint32(b.Uint(schemas.ProcessParentPID, row)), Name: name,
-			CmdLine: strings.TrimSpace(str(schemas.ParentCommand) + " " + str(schemas.ParentArgs)),
-		}
-		if exe := str(schemas.ParentExe); exe != "" {
-			p.ParentProcess.File = &schemas.OCSFFile{Name: path.Base(exe), Path: exe, TypeID: 1}
-		}
+	f.Device.Container = &schemas.Container{UID: c, Name: cmp.Or(str(schemas.K8sContainerName), str(schemas.ContainerName)), PodUUID: str(schemas.PodUID)}
+	if img := str(schemas.ContainerImage); img != "" {
+		f.Device.Container.Image = &schemas.Image{Name: img, Tag: str(schemas.ContainerImageTag),
+			UID: cmp.Or(str(schemas.ContainerImageHash), str(schemas.ContainerImageID), img)}
 	}
-	return p
 }
 
 func auditParts(f *schemas.Finding, b *batch.Batch, row int) {
 	str := func(id schemas.FieldID) string { return b.Str(id, row) }
-	f.Actor = &schemas.Actor{User: &schemas.User{Name: str(schemas.AuditUser), UID: str(schemas.AuditUserUID)}}
-	f.API = &schemas.API{Operation: str(schemas.AuditVerb), Request: &schemas.Request{UID: str(schemas.AuditID)}}
-	if !b.IsNull(schemas.AuditResponseCode, row) {
-		f.API.Response = &schemas.Resp{Code: b.Int(schemas.AuditResponseCode, row)}
+	if u := (schemas.User{Name: str(schemas.AuditUser), UID: str(schemas.AuditUserUID)}); u != (schemas.User{}) { // none: not authenticated
+		f.Actor = &schemas.Actor{User: &u}
 	}
+	f.API = f.Evidences[0].API
 	f.Device = nil // the API server is no device of the cluster's
 	if kind := str(schemas.AuditResource); kind != "" {
 		if sub := str(schemas.AuditSubresource); sub != "" {
 			kind += "/" + sub
 		}
-		f.Resources = append(f.Resources, schemas.Resource{Type: kind, Name: str(schemas.AuditName), Namespace: str(schemas.AuditNamespace)})
+		r := schemas.Resource{Type: kind, Name: str(schemas.AuditName), Namespace: str(schemas.AuditNamespace)}
+		if r.Name == "" { // all of a kind: OCSF wants a name or an id
+			r.UID = cmp.Or(str(schemas.AuditURI), kind)
+		}
+		f.Resources = append(f.Resources, r)
 	}
 }
 
@@ -185,6 +203,8 @@ func shorten(v reflect.Value, limit int) {
 			}
 			if e.Kind() == reflect.String {
 				v.SetMapIndex(k, reflect.ValueOf(cut(e.String(), limit)))
+			} else {
+				shorten(e, limit) // a list or a map: what it has is changed in place
 			}
 		}
 	case reflect.String:

@@ -35,6 +35,11 @@ const nodeRule = `- rule: Shell in a container
   priority: WARNING
   tags: [container, mitre_execution, T1059]
   mitre: [T1059.004]
+  id: shell-in-a-container
+  risk: 60
+  alert_type: [K8S.NODE_Shell]
+  references: [https://attack.mitre.org/techniques/T1059/004]
+  response: [Look at what the shell did., Stop the pod.]
 `
 
 const auditRule = `- rule: Secret read
@@ -65,6 +70,16 @@ func execEvent(b *batch.Builder) {
 	b.Str(schemas.ParentExe, "/usr/sbin/nginx")
 	b.Str(schemas.ParentCommand, "nginx:")
 	b.Str(schemas.ParentArgs, "worker process")
+	b.Int64(schemas.ProcessStart, time.Date(2026, 11, 20, 9, 59, 59, 0, time.UTC).UnixNano())
+	b.List(schemas.AncestorPIDs, []string{"4200", "4100", "4000"})
+	b.List(schemas.AncestorNames, []string{"nginx", "nginx", "containerd-shim"})
+	b.List(schemas.AncestorExes, []string{"/usr/sbin/nginx", "/usr/sbin/nginx", "/usr/bin/containerd-shim-runc-v2"})
+	b.List(schemas.AncestorCommands, []string{"nginx:", "nginx:", "/usr/bin/containerd-shim-runc-v2"})
+	b.List(schemas.AncestorArgs, []string{"worker process", "master process", "-namespace k8s.io"})
+	b.Uint32(schemas.ProcessSessionPID, 4100)
+	b.Str(schemas.ProcessSessionName, "nginx")
+	b.Str(schemas.SessionExe, "/usr/sbin/nginx")
+	b.Str(schemas.SessionCommand, "nginx:")
 	b.Str(schemas.ContainerID, strings.Repeat("ab", 32))
 	b.Str(schemas.PodUID, "9e2f")
 	b.Str(schemas.PodName, "shop-7d")
@@ -75,6 +90,29 @@ func execEvent(b *batch.Builder) {
 	b.Str(schemas.ContainerImageHash, "sha256:00")
 	b.Str(schemas.WorkloadKind, "Deployment")
 	b.Str(schemas.WorkloadName, "shop")
+}
+
+const networkRule = `- rule: Connection to a mining pool
+  desc: A container connected to a mining pool.
+  condition: evt.type = connect and fd.rport in (3333, 4444) and container.id != host and not proc.name in (curl)
+  output: Connection to a pool | to=%fd.rip:%fd.rport command=%proc.cmdline
+  priority: CRITICAL
+  tags: [network]
+  mitre: [T1496]
+`
+
+func networkEvent(b *batch.Builder) {
+	b.Str(schemas.Action, "connect")
+	b.Str(schemas.Syscall, "connect")
+	b.Str(schemas.NetDirection, "outbound")
+	b.Str(schemas.NetType, "ipv4")
+	b.Str(schemas.NetTransport, "tcp")
+	b.Bytes16(schemas.NetLocalAddress, batch.IPv4([4]byte{10, 0, 0, 5}))
+	b.Uint32(schemas.NetLocalPort, 40000)
+	b.Bytes16(schemas.NetPeerAddress, batch.IPv4([4]byte{198, 51, 100, 7}))
+	b.Uint32(schemas.NetPeerPort, 3333)
+	b.Str(schemas.NetPeerDomain, "pool.example.test")
+	execEvent(b)
 }
 
 func auditEvent(b *batch.Builder) {
@@ -138,6 +176,7 @@ func TestGolden(t *testing.T) {
 	}{
 		{"node", nodeRule, schemas.Process, execEvent},
 		{"audit", auditRule, schemas.Audit, auditEvent},
+		{"network", networkRule, schemas.Network, networkEvent},
 	} {
 		data, err := alert.Encode(one(t, tt.rule, tt.class, tt.event))
 		if err != nil {
@@ -181,8 +220,8 @@ func TestFileAndHostEvents(t *testing.T) {
 	if f.Device == nil || f.Device.Container != nil || f.Resources != nil || f.Unmapped.Namespace != "" || f.Unmapped.Workload != "" {
 		t.Errorf("an event of the host shows a container or pod: %+v %+v %+v", f.Device, f.Resources, f.Unmapped)
 	}
-	if f.Actor.Process.ParentProcess != nil || f.Evidences[0].Data != nil {
-		t.Errorf("parent %+v, data %v: neither is known", f.Actor.Process.ParentProcess, f.Evidences[0].Data)
+	if f.Actor.Process.ParentProcess != nil || f.Unmapped.SessionLeader != nil {
+		t.Errorf("parent %+v, session %+v: neither is known", f.Actor.Process.ParentProcess, f.Unmapped.SessionLeader)
 	}
 	if s := alert.Subject(f); s != "picket.alerts.prod.informational._.r" {
 		t.Errorf("subject %s", s)
@@ -343,7 +382,7 @@ func TestEncodeIsBounded(t *testing.T) {
 		if cut := strings.HasSuffix(line, "…"); cut != tt.cut || len(line) < min(len(strings.ToValidUTF8(tt.text, "")), 1<<10) {
 			t.Errorf("%s: command line of %d bytes, cut: %v", name, len(line), cut)
 		}
-		if data := got.Evidences[0].Data["proc.cmdline"]; data != got.Unmapped.Fields["proc.cmdline"] || data == nil {
+		if args, _ := got.Evidences[0].Data["process_args"].(string); !strings.HasPrefix(got.Unmapped.Fields["proc.cmdline"], "bash "+args[:min(len(args), 100)]) || args == "" {
 			t.Errorf("%s: evidence and fields differ", name)
 		}
 	}

@@ -80,7 +80,10 @@ func buckets(l Limits) []jetstream.KeyValueConfig {
 	kv := func(name, doc string, ttl time.Duration) jetstream.KeyValueConfig {
 		return jetstream.KeyValueConfig{Bucket: name, Description: doc, History: 1, Storage: jetstream.FileStorage, Replicas: l.Replicas, TTL: ttl}
 	}
+	rules := kv(schemas.BucketRules, "Rule pack of the fleet, in its last revisions.", 0)
+	rules.History, rules.MaxValueSize = schemas.RulePackRevisions, schemas.MaxRulePackBytes+16<<10
 	return []jetstream.KeyValueConfig{
+		rules,
 		kv(schemas.BucketMetadata, "Kubernetes metadata known to the enricher.", 0),
 		kv(schemas.BucketCheckpoints, "Positions of audit sources.", 0),
 		kv(schemas.BucketState, "Inserts under way, correlation state.", 7*24*time.Hour),

@@ -45,31 +45,45 @@ var errDamaged = errors.New("spool file is damaged")
 const inFlight = 32
 
 // file is a spool file as the queue knows it. There may be as many as batches
-// have room in the spool, so it is small: 24 bytes with its place there.
+// have room in the spool, so it is small: 32 bytes with its place there.
 type file struct {
 	// stamp is when it was written, ns of the wall clock, or a little more: no
-	// two are the same, and their order is that of the batches. With number,
-	// the batch's, it is the file's name.
+	// two are the same, and their order is that of the batches. With what
+	// follows but for size it is the file's name, so that what is lost with a
+	// damaged one is known.
 	stamp  int64
-	number uint32
+	number uint32 // the batch's
 	size   uint32
+	rows   uint16 // 0: the name, of an older version, does not say
+	class  schemas.Class
 }
 
 func (f file) path(dir string) string {
-	return filepath.Join(dir, fmt.Sprintf("%016x-%08x%s", f.stamp, f.number, suffix))
+	name := fmt.Sprintf("%016x-%08x", f.stamp, f.number)
+	if f.rows > 0 {
+		name += fmt.Sprintf("-%s-%d", f.class, f.rows)
+	}
+	return filepath.Join(dir, name+suffix)
 }
 
 const suffix = ".batch"
 
 // parseName reads a file's name, which path gave.
 func parseName(name string) (f file, ok bool) {
-	stamp, number, both := strings.Cut(strings.TrimSuffix(name, suffix), "-")
-	if !both || !strings.HasSuffix(name, suffix) || len(stamp) != 16 || len(number) != 8 {
+	parts := strings.Split(strings.TrimSuffix(name, suffix), "-")
+	if !strings.HasSuffix(name, suffix) || len(parts) != 2 && len(parts) != 4 || len(parts[0]) != 16 || len(parts[1]) != 8 {
 		return file{}, false
 	}
-	at, err1 := strconv.ParseInt(stamp, 16, 64)
-	n, err2 := strconv.ParseUint(number, 16, 32)
-	return file{stamp: at, number: uint32(n)}, err1 == nil && err2 == nil
+	at, err1 := strconv.ParseInt(parts[0], 16, 64)
+	n, err2 := strconv.ParseUint(parts[1], 16, 32)
+	f = file{stamp: at, number: uint32(n)}
+	if len(parts) == 2 {
+		return f, err1 == nil && err2 == nil
+	}
+	class, err3 := schemas.ParseClass(parts[2])
+	rows, err4 := strconv.ParseUint(parts[3], 10, 16)
+	f.class, f.rows = class, uint16(rows)
+	return f, errors.Join(err1, err2, err3, err4) == nil && rows > 0
 }
 
 // place is one in the queue.
@@ -107,6 +121,7 @@ type Outbox struct {
 	queue      []place
 	last       int64             // stamp of the newest file
 	notes      []json.RawMessage // see Notes
+	damaged    []file            // set aside and not reported yet
 	wake       chan struct{}
 	lock       *os.File
 
@@ -193,8 +208,12 @@ func (o *Outbox) Put(subject string, data []byte, rows int, note any, stored fun
 	if o.bytes+int64(len(buf)) > o.max {
 		return ErrFull
 	}
+	_, _, class, err := schemas.ParseRawSubject(subject)
+	if err != nil {
+		return err
+	}
 	// Later than the newest file, whatever somebody has set the clock to.
-	f := file{stamp: max(time.Now().UnixNano(), o.last+1), number: uint32(e.Batch), size: uint32(len(buf))}
+	f := file{stamp: max(time.Now().UnixNano(), o.last+1), number: uint32(e.Batch), size: uint32(len(buf)), rows: uint16(rows), class: class}
 	if err := o.write(f, buf); err != nil {
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			return fmt.Errorf("%w: %w", ErrFull, err)
@@ -270,7 +289,8 @@ func (o *Outbox) read(f file) (*entry, int, error) {
 
 // setAside renames a damaged file, so that somebody can look at it.
 func (o *Outbox) setAside(f file, why error) {
-	o.log.Error("spool file set aside", "error", why, "remedy", "events in it are lost; look at the disk")
+	o.log.Error("spool file set aside", "error", why, "class", f.class.String(), "events", f.rows, "remedy", "events in it are lost; look at the disk")
+	o.damaged = append(o.damaged, f)
 	path := f.path(o.dir)
 	if err := os.Rename(path, path+".damaged"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		o.log.Error("damaged spool file not renamed; it will be met again at the next start", "error", err)
@@ -326,8 +346,10 @@ type flight struct {
 
 // Run publishes until ctx ends; then it goes on for at most grace to empty
 // the spool. What is left then stays on disk for the next run. It closes the
-// outbox: no Put may follow its return.
-func (o *Outbox) Run(ctx context.Context, grace time.Duration) error {
+// outbox: no Put may follow its return. lost is called with the events of each
+// damaged spool file, for LossSpoolDamaged; of one whose name does not say how
+// many there were, with 1 of class "".
+func (o *Outbox) Run(ctx context.Context, grace time.Duration, lost func(class string, events uint64)) error {
 	defer o.lock.Close()
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -337,6 +359,14 @@ func (o *Outbox) Run(ctx context.Context, grace time.Duration) error {
 	var flights []flight // oldest first
 	backoff := time.Duration(0)
 	for {
+		for _, f := range o.damaged {
+			if f.rows == 0 {
+				lost("", 1)
+			} else {
+				lost(f.class.String(), uint64(f.rows))
+			}
+		}
+		o.damaged = nil
 		for len(flights) < inFlight {
 			e, err := o.peek(len(flights))
 			if errors.Is(err, errDamaged) {
@@ -344,7 +374,7 @@ func (o *Outbox) Run(ctx context.Context, grace time.Duration) error {
 					break // when it is the head
 				}
 				o.setAside(o.pop(), err)
-				continue
+				break // it is reported first
 			}
 			if e == nil {
 				break

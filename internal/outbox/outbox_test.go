@@ -9,11 +9,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
@@ -44,9 +46,13 @@ func open(t *testing.T, dir string, max int64, b *bus.Bus) *outbox.Outbox {
 
 // run publishes until stop is called, which waits for Run to return.
 func run(t *testing.T, o *outbox.Outbox) (stop func()) {
+	return runAndCount(t, o, func(class string, events uint64) { t.Errorf("%d events of class %q lost", events, class) })
+}
+
+func runAndCount(t *testing.T, o *outbox.Outbox, lost func(class string, events uint64)) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- o.Run(ctx, 5*time.Second) }()
+	go func() { done <- o.Run(ctx, 5*time.Second, lost) }()
 	return func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -276,23 +282,45 @@ func TestDamagedFileIsSetAside(t *testing.T) {
 	dir := t.TempDir()
 	o := open(t, dir, 1<<20, b)
 	put(t, o, 0, 3)
+	if err := o.Put(subject, []byte("of 7 events"), 7, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	put(t, o, 4, 5)
 	if err := o.Close(); err != nil {
 		t.Fatal(err)
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "*.batch"))
-	if err != nil || len(files) != 3 {
+	if err != nil || len(files) != 5 {
 		t.Fatalf("%v %v", files, err)
 	}
-	if err := os.Truncate(files[1], 20); err != nil {
+	if err := os.Truncate(files[3], 20); err != nil {
+		t.Fatal(err)
+	}
+	// as an older version named them: one is whole, the other is not
+	old := regexp.MustCompile(`-process-10\.batch$`)
+	for _, f := range []*string{&files[1], &files[2]} {
+		name := old.ReplaceAllString(*f, ".batch")
+		if err := os.Rename(*f, name); err != nil || name == *f {
+			t.Fatalf("%s: %v", name, err)
+		}
+		*f = name
+	}
+	if err := os.Truncate(files[2], 0); err != nil {
 		t.Fatal(err)
 	}
 	o = open(t, dir, 1<<20, b)
-	run(t, o)()
-	if n := len(stored(t, s, schemas.StreamRaw)); n != 2 {
-		t.Errorf("%d messages, want 2", n)
+	var lost []string
+	runAndCount(t, o, func(class string, events uint64) { lost = append(lost, fmt.Sprint(class, " ", events)) })()
+	if n := len(stored(t, s, schemas.StreamRaw)); n != 3 {
+		t.Errorf("%d messages, want 3", n)
 	}
-	if _, err := os.Stat(files[1] + ".damaged"); err != nil {
-		t.Error(err)
+	if d := cmp.Diff([]string{" 1", "process 7"}, lost); d != "" {
+		t.Error(d)
+	}
+	for _, f := range files[2:4] {
+		if _, err := os.Stat(f + ".damaged"); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -91,6 +91,7 @@ type found struct {
 // hit is a rule and the rows it matches.
 type hit struct {
 	rule *Rule
+	root edge
 	rows []uint64
 }
 
@@ -199,7 +200,7 @@ func (s *state) eval(b, whole *batch.Batch, offset int, raise func(Match)) {
 			for w := range matched {
 				matched[w] |= rows[w]
 			}
-			s.hits = append(s.hits, hit{r.rule, rows})
+			s.hits = append(s.hits, hit{r.rule, r.root, rows})
 		}
 	}
 	if len(s.hits) == 0 {
@@ -211,7 +212,7 @@ func (s *state) eval(b, whole *batch.Batch, offset int, raise func(Match)) {
 			bit := bits.TrailingZeros64(word)
 			for _, h := range s.hits {
 				if h.rows[w]>>bit&1 != 0 {
-					raise(Match{Rule: h.rule, Row: offset + w*64 + bit, batch: whole})
+					raise(Match{Rule: h.rule, Row: offset + w*64 + bit, batch: whole, state: s, epoch: s.epoch, at: w*64 + bit, root: h.root})
 				}
 			}
 		}

@@ -130,6 +130,11 @@ type Match struct {
 	// Row is the event's row in the batch that was given to Eval.
 	Row   int
 	batch *batch.Batch
+	// What Why reads: see there.
+	state *state
+	epoch uint32
+	at    int // row within the state's bitmaps
+	root  edge
 }
 
 // Output returns the rule's output for the event.

@@ -95,3 +95,14 @@ func Reference() string {
 	}
 	return b.String()
 }
+
+// FieldType returns what a field is compared with, as FieldDoc.Type has it, of
+// a field as it is written in an output, with its argument; "" for one that is
+// not known or goes through a transformer.
+func FieldType(ref string) string {
+	name, _, _ := strings.Cut(ref, "[")
+	if f := fieldTable[name]; f != nil {
+		return f.kind.String()
+	}
+	return ""
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -145,39 +146,80 @@ func (f *finding) Append(b *Block) {
 		}
 		c.end()
 	}
-	container, user := "", ""
+	str := func(v string) { next().(*text).Append(v) }
+	low := func(v string) { next().(*name).Append(v) }
+	var container schemas.Container
+	var image schemas.Image
+	var process schemas.OCSFProcess
+	user := ""
 	if f.Device != nil && f.Device.Container != nil {
-		container = f.Device.Container.UID
+		container = *f.Device.Container
+		if container.Image != nil {
+			image = *container.Image
+		}
 	}
 	if f.Actor != nil {
 		if f.Actor.User != nil {
 			user = f.Actor.User.Name
 		}
-		if p := f.Actor.Process; user == "" && p != nil && p.User != nil {
-			user = p.User.Name
+		if p := f.Actor.Process; p != nil {
+			process = *p
+			if user == "" && p.User != nil {
+				user = p.User.Name
+			}
 		}
 	}
-	var techniques []string
+	executable := ""
+	if process.File != nil {
+		executable = process.File.Path
+	}
+	kind, workload, _ := strings.Cut(f.Unmapped.Workload, "/")
+	var techniques, tactics []string
 	for _, a := range f.FindingInfo.Attacks {
-		techniques = append(techniques, a.Technique.UID)
+		if t := a.ID(); !slices.Contains(techniques, t) {
+			techniques = append(techniques, t)
+		}
+		if a.Tactic != nil && !slices.Contains(tactics, a.Tactic.UID) {
+			tactics = append(tactics, a.Tactic.UID)
+		}
 	}
 	next().(*id).Append(f.id)
 	next().(*fixed[uint32]).Append(f.Metadata.Sequence)
 	next().(*fixed[int64]).Append(f.at)
 	next().(*fixed[int64]).Append(f.made)
-	next().(*name).Append(f.Unmapped.Cluster)
-	next().(*name).Append(f.Unmapped.Node)
-	next().(*name).Append(f.Unmapped.Rule)
-	next().(*name).Append(f.SeverityID.String())
+	low(f.Unmapped.Cluster)
+	low(f.Unmapped.Node)
+	low(f.Unmapped.Rule)
+	low(f.FindingInfo.Analytic.UID)
+	low(f.SeverityID.String())
 	next().(*small).Append(uint8(f.SeverityID))
-	next().(*text).Append(f.Message)
-	next().(*name).Append(f.Unmapped.Class)
-	next().(*name).Append(f.Unmapped.Namespace)
-	next().(*text).Append(f.Unmapped.Pod)
-	next().(*text).Append(container)
-	next().(*name).Append(user)
+	next().(*small).Append(uint8(min(f.RiskScore, 100)))
+	str(f.Message)
+	low(f.Unmapped.Class)
+	low(f.Unmapped.Namespace)
+	str(f.Unmapped.Pod)
+	low(kind)
+	low(workload)
+	str(container.UID)
+	low(container.Name)
+	low(image.Name)
+	low(image.Tag)
+	low(image.UID)
+	next().(*fixed[uint32]).Append(process.PID)
+	low(process.Name)
+	str(executable)
+	str(process.CmdLine)
+	ancestors := next().(*list[*text])
+	for p := process.ParentProcess; p != nil; p = p.ParentProcess {
+		ancestors.values.Append(p.Name)
+	}
+	ancestors.end()
+	low(user)
 	names(f.Metadata.Labels)
 	names(techniques)
+	names(tactics)
+	names(f.FindingInfo.Types)
+	next().(*dict).Append(f.Unmapped.Why)
 	events := next().(*list[*id])
 	for _, e := range f.event {
 		events.values.Append(e)

@@ -19,14 +19,20 @@ func exampleFinding(n, revision int) *schemas.Finding {
 	at := time.Date(2026, 11, 20, 10, 0, 0, 123456789, time.UTC)
 	return &schemas.Finding{
 		ClassUID: 2004, SeverityID: schemas.High, Severity: "High", Time: at.UnixMilli(),
-		Message:  "a shell was started in 'web'\n",
+		Message: "a shell was started in 'web'\n", RiskScore: 80,
 		Metadata: schemas.Metadata{Sequence: uint32(revision), Labels: []string{"container", "shell"}},
 		FindingInfo: schemas.FindingInfo{UID: schemas.FormatID(schemas.Hash128("alert", strconv.Itoa(n))), CreatedTime: at.Add(time.Second).UnixMilli(),
-			Attacks: []schemas.Attack{{Technique: schemas.Technique{UID: "T1059.004"}}}},
-		Device:    &schemas.Device{Container: &schemas.Container{UID: "c0ffee"}},
-		Actor:     &schemas.Actor{Process: &schemas.OCSFProcess{User: &schemas.User{Name: "root"}}},
+			Types: []string{"K8S.NODE_Shell"}, Analytic: schemas.Analytic{UID: "shell"},
+			Attacks: []schemas.Attack{
+				{Technique: schemas.Technique{UID: "T1059"}, SubTechnique: &schemas.Technique{UID: "T1059.004"}, Tactic: &schemas.Technique{UID: "TA0002"}},
+				{Technique: schemas.Technique{UID: "T1078"}, Tactic: &schemas.Technique{UID: "TA0001"}},
+				{Technique: schemas.Technique{UID: "T1078"}, Tactic: &schemas.Technique{UID: "TA0003"}}}},
+		Device: &schemas.Device{Container: &schemas.Container{UID: "c0ffee", Name: "web", Image: &schemas.Image{Name: "r/web", Tag: "1", UID: "sha256:00"}}},
+		Actor: &schemas.Actor{Process: &schemas.OCSFProcess{PID: 42, Name: "sh", CmdLine: "sh -i", File: &schemas.OCSFFile{Path: "/bin/sh"}, User: &schemas.User{Name: "root"},
+			ParentProcess: &schemas.OCSFProcess{Name: "nginx", ParentProcess: &schemas.OCSFProcess{Name: "runc"}}}},
 		Evidences: []schemas.Evidence{{UID: schemas.FormatID(schemas.Hash128("event", strconv.Itoa(n)))}},
-		Unmapped:  schemas.FindingExtra{Cluster: "c1", Node: "n1", Rule: "Shell in container", Class: "process", Time: at, Namespace: "shop", Pod: "web-1"},
+		Unmapped: schemas.FindingExtra{Cluster: "c1", Node: "n1", Rule: "Shell in container", Class: "process", Time: at, Namespace: "shop", Pod: "web-1",
+			Workload: "Deployment/web", Why: map[string]string{"proc.name": "sh", "evt.type": "execve"}},
 	}
 }
 
@@ -63,12 +69,13 @@ func TestAlerts(t *testing.T) {
 		return query(t, w.db, "SELECT count(), sum(revision) FROM alerts FINAL") == "5\t6" && r.metric("picket_detector_pending_rows") == 0
 	})
 	want := strings.Join([]string{schemas.FormatID(schemas.Hash128("alert", "0")), "2", "2026-11-20 10:00:00.123456789", "2026-11-20 10:00:01.123000000", "c1", "n1",
-		"Shell in container", "high", "4", `a shell was started in \'web\'\n`, "process", "shop", "web-1", "c0ffee", "root",
-		"['container','shell']", "['T1059.004']", "['" + schemas.FormatID(schemas.Hash128("event", "0")) + "']", schemas.FormatID(schemas.Hash128("alert", "0")) + "-2"}, "\t")
+		"Shell in container", "shell", "high", "4", "80", `a shell was started in \'web\'\n`, "process", "shop", "web-1", "Deployment", "web", "c0ffee", "web", "r/web", "1", "sha256:00",
+		"42", "sh", "/bin/sh", "sh -i", "['nginx','runc']", "root",
+		"['container','shell']", "['T1059.004','T1078']", "['TA0002','TA0001','TA0003']", "['K8S.NODE_Shell']", "{'evt.type':'execve','proc.name':'sh'}", "['" + schemas.FormatID(schemas.Hash128("event", "0")) + "']", schemas.FormatID(schemas.Hash128("alert", "0")) + "-2"}, "\t")
 	if got := query(t, w.db, "SELECT * EXCEPT finding FROM alerts WHERE revision = 2"); got != want {
 		t.Errorf("the row is\n%s\nwant\n%s", got, want)
 	}
-	if got := query(t, w.db, "SELECT JSONExtractString(finding, 'finding_info', 'attacks', 1, 'technique', 'uid') FROM alerts WHERE revision = 2"); got != "T1059.004" {
+	if got := query(t, w.db, "SELECT JSONExtractString(finding, 'finding_info', 'attacks', 1, 'sub_technique', 'uid') FROM alerts WHERE revision = 2"); got != "T1059.004" {
 		t.Errorf("in the finding: %q", got)
 	}
 	if dead := w.deadLetters(); len(dead) != 1 || !strings.Contains(dead[0], "finding_info.uid") {

@@ -2,6 +2,8 @@ package store
 
 import (
 	"encoding/binary"
+	"maps"
+	"slices"
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/apache/arrow/go/v16/arrow/array"
@@ -370,6 +372,15 @@ func (c *dict) pad(n int) {
 	for len(c.ends) < n {
 		c.ends = append(c.ends, uint64(c.values.rows()))
 	}
+}
+
+// Append adds a row; its entries come sorted by key.
+func (c *dict) Append(m map[string]string) {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		c.keys.Append(k)
+		c.values.Append(m[k])
+	}
+	c.pad(len(c.ends) + 1)
 }
 
 func (c *dict) maps(a *array.Map, n int) {

@@ -84,6 +84,22 @@ func TestMigrate(t *testing.T) {
 		t.Fatalf("columns out of order: %s", got)
 	}
 
+	// The alerts table of the first version, which lacks what findings gained.
+	for _, c := range []string{"why", "rule_id", "tactic_ids"} {
+		if err := db.exec(ctx, "ALTER TABLE picket.alerts DROP COLUMN "+c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Verify(ctx); err == nil || !strings.Contains(err.Error(), "alerts.why") {
+		t.Fatalf("Verify says: %v", err)
+	}
+	if err := db.Migrate(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := query(t, db, "SELECT arrayElement(groupArray(name), 8) FROM system.columns WHERE database = 'picket' AND table = 'alerts'"); got != "rule_id" {
+		t.Fatalf("the eighth column of alerts is %s", got)
+	}
+
 	// A newer version was here: this one changes nothing.
 	if err := db.exec(ctx, "INSERT INTO picket.goose_db_version (version_id, is_applied) VALUES (1000, 1)"); err != nil {
 		t.Fatal(err)

@@ -125,6 +125,8 @@ func (g *ground) run(ctx context.Context, cfg Config, sources []source.Source) e
 			return g.out.Put(subject, data, rows, nil, nil)
 		})
 	})
-	group.Go(func() error { return g.out.Run(boxCtx, stopGrace) })
+	group.Go(func() error {
+		return g.out.Run(boxCtx, stopGrace, func(class string, events uint64) { g.health.Lost(class, schemas.LossSpoolDamaged, events) })
+	})
 	return group.Wait()
 }

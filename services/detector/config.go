@@ -18,7 +18,7 @@ type Config struct {
 	ClickHouse store.Config        `yaml:"clickhouse"`
 
 	Cluster string   `yaml:"cluster" doc:"Cluster under which the detector reports its own health."`
-	Rules   []string `yaml:"rules" doc:"Rule files and folders (*.yaml, *.yml), loaded in this order. Empty: the pack that comes with Picket."`
+	Rules   []string `yaml:"rules" doc:"Rule files and folders (*.yaml, *.yml), loaded in this order, and again when they change. Empty: the pack that comes with Picket. A pack that was pushed (picket rules push) stands in place of either."`
 }
 
 // DefaultConfig returns the defaults.

@@ -41,6 +41,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
+	files := newFileWatch(cfg.Rules)
 	set, warnings, err := LoadRules(cfg.Rules)
 	if err != nil {
 		return err
@@ -53,16 +54,15 @@ func Run(ctx context.Context, cfg Config) error {
 	for _, w := range warnings {
 		rt.Log.Warn("rule file", "warning", w.String())
 	}
-	rt.Log.Info("rules loaded", "rules", len(set.Rules()), "warnings", len(warnings))
-	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamAlerts); err != nil {
+	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamAlerts, "KV_"+schemas.BucketRules); err != nil {
 		return err
 	}
 	selector, err := newSelector(rt.Bus, set, rt.Log)
 	if err != nil {
 		return err
 	}
-	rt.Started()
-	d := &detector{bus: rt.Bus, set: set, selector: selector, eval: set.NewEvaluator(), metrics: newMetrics(rt.Metrics), room: semaphore.NewWeighted(publishPending),
+	keeper := newKeeper(rt.Bus, files, set, len(warnings), rt.Log, rt.Metrics, selector.use)
+	d := &detector{bus: rt.Bus, keeper: keeper, selector: selector, metrics: newMetrics(rt.Metrics), room: semaphore.NewWeighted(publishPending),
 		health: health.New(schemas.ServiceDetector, cfg.Cluster, "", bus.NewRunID(), rt.Log, rt.Metrics)}
 
 	// The reporter outlives the work: it reports how that ended.
@@ -71,7 +71,16 @@ func Run(ctx context.Context, cfg Config) error {
 	var reporter errgroup.Group
 	reporter.Go(func() error { return d.health.Run(reports, health.Direct(rt.Bus)) })
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return d.consume(gctx) })
+	g.Go(func() error { keeper.run(gctx); return nil })
+	g.Go(func() error {
+		select {
+		case <-keeper.ready:
+			rt.Started()
+			return d.consume(gctx)
+		case <-gctx.Done():
+			return nil
+		}
+	})
 	g.Go(func() error { return store.WriteAlerts(gctx, cfg.ClickHouse, rt, d.health) })
 	err = g.Wait()
 	stop()
@@ -98,8 +107,9 @@ func LoadRules(paths []string) (*rules.Set, []rules.Warning, error) {
 
 type detector struct {
 	bus      *bus.Bus
-	set      *rules.Set
-	eval     *rules.Evaluator
+	keeper   *keeper          // of the rules in force
+	set      *rules.Set       // that eval evaluates: consume's
+	eval     *rules.Evaluator // consume's
 	metrics  *metrics
 	health   *health.Reporter
 	selector *selector
@@ -141,6 +151,7 @@ func (d *detector) consume(ctx context.Context) error {
 			d.settle(m, err)
 			return
 		}
+		d.useRules(d.keeper.set())
 		d.metrics.events.WithLabelValues(b.Class().String()).Add(float64(b.Rows()))
 		d.selector.observe(b)
 		found := Evaluate(d.eval, b)
@@ -151,6 +162,14 @@ func (d *detector) consume(ctx context.Context) error {
 		again := m.Again || m.Headers().Get(schemas.HeaderReplayed) != ""
 		wg.Go(func() { d.settle(m, d.publish(found, again)) })
 	})
+}
+
+// useRules takes up the rules in force, between two batches: a batch is
+// evaluated by one set, whole.
+func (d *detector) useRules(set *rules.Set) {
+	if set != d.set {
+		d.set, d.eval = set, set.NewEvaluator()
+	}
 }
 
 // settle ends the work on a message; what nobody can evaluate counts as lost.

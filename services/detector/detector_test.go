@@ -81,15 +81,29 @@ func start(t *testing.T) *fixture {
 	}
 	return &fixture{t: t, reg: reg, admin: natstest.Connect(t, s, schemas.ServiceAdmin), d: &detector{
 		room: semaphore.NewWeighted(publishPending), selector: selector,
-		bus: b, set: set, eval: set.NewEvaluator(), metrics: newMetrics(reg),
+		bus: b, keeper: newKeeper(b, newFileWatch(nil), set, 0, log, reg, selector.use), metrics: newMetrics(reg),
 		health: health.New(schemas.ServiceDetector, "prod", "", bus.NewRunID(), log, reg)}}
 }
 
-// run consumes until stop is called, which waits for the end.
+// run consumes until stop is called, which waits for the end. It returns when
+// the consumer pulls: a message that is sent then is none that came before.
 func (f *fixture) run() (stop func()) {
+	f.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- f.d.consume(ctx) }()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		c, err := f.admin.JS.Consumer(context.Background(), schemas.StreamEvents, schemas.DurableDetector)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if i := c.CachedInfo(); i.NumWaiting > 0 || i.NumAckPending > 0 || i.Delivered.Consumer > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			f.t.Fatal("nobody pulls")
+		}
+	}
 	return func() {
 		f.t.Helper()
 		cancel()
@@ -272,7 +286,7 @@ func TestDiesBeforeAcknowledging(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.d.publish(Evaluate(f.d.eval, b), false); err != nil {
+	if err := f.d.publish(Evaluate(f.d.keeper.set().NewEvaluator(), b), false); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Nak(); err != nil { // as the server does when AckWait is over

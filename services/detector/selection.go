@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -32,13 +33,18 @@ const maxWatched = 896
 // of BucketControl. observe is called for every batch and never waits; run does
 // what takes time.
 type selector struct {
-	bus   *bus.Bus
-	log   *slog.Logger
-	paths []string                      // that the rules read
-	calls []string                      // that they are about
-	needs []rules.Need                  // of each rule
-	seen  *lru.Cache[string, time.Time] // when a key was looked at
-	keys  chan string                   // to look at
+	bus  *bus.Bus
+	log  *slog.Logger
+	need atomic.Pointer[need]
+	seen *lru.Cache[string, time.Time] // when a key was looked at
+	keys chan string                   // to look at
+}
+
+// need is what a set of rules needs of a sensor.
+type need struct {
+	paths []string     // that the rules read
+	calls []string     // that they are about
+	needs []rules.Need // of each rule
 }
 
 func newSelector(b *bus.Bus, set *rules.Set, log *slog.Logger) (*selector, error) {
@@ -46,12 +52,21 @@ func newSelector(b *bus.Bus, set *rules.Set, log *slog.Logger) (*selector, error
 	if err != nil {
 		return nil, err
 	}
-	s := &selector{bus: b, log: log, paths: set.WatchedPaths(), calls: set.Syscalls(), needs: set.Needs(), seen: seen, keys: make(chan string, 1024)}
-	if n := len(s.paths); n > maxWatched {
-		log.Error("the rules read more paths than a sensor can watch: those beyond are seen only when they are written", "paths", n, "watched", maxWatched, "first_beyond", s.paths[maxWatched])
-		s.paths = s.paths[:maxWatched]
-	}
+	s := &selector{bus: b, log: log, seen: seen, keys: make(chan string, 1024)}
+	s.use(set)
 	return s, nil
+}
+
+// use makes a set of rules the one that sensors are told of: each anew, with
+// its next report. It may be called while run runs.
+func (s *selector) use(set *rules.Set) {
+	n := &need{paths: set.WatchedPaths(), calls: set.Syscalls(), needs: set.Needs()}
+	if len(n.paths) > maxWatched {
+		s.log.Error("the rules read more paths than a sensor can watch: those beyond are seen only when they are written", "paths", len(n.paths), "watched", maxWatched, "first_beyond", n.paths[maxWatched])
+		n.paths = n.paths[:maxWatched]
+	}
+	s.need.Store(n)
+	s.seen.Purge()
 }
 
 // observe notes the sensors that a batch of class health is of. It does not wait:
@@ -69,10 +84,11 @@ func (s *selector) observe(b *batch.Batch) {
 		if at, ok := s.seen.Get(key); ok && now.Sub(at) < lookAgain {
 			continue
 		}
+		s.seen.Add(key, now) // before it is told: use forgets all that is told too early
 		select {
 		case s.keys <- key:
-			s.seen.Add(key, now)
 		default:
+			s.seen.Remove(key)
 		}
 	}
 }
@@ -107,6 +123,7 @@ func (s *selector) tell(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
+	need := s.need.Load()
 	for range 10 {
 		var sel schemas.Selection
 		var revision uint64
@@ -120,19 +137,19 @@ func (s *selector) tell(ctx context.Context, key string) error {
 		case !errors.Is(err, jetstream.ErrKeyNotFound):
 			return err
 		}
-		if err := s.reportUnfed(ctx, key, sel); err != nil {
+		if err := s.reportUnfed(ctx, key, sel, need); err != nil {
 			return err
 		}
-		if slices.Equal(sel.WatchedPaths, s.paths) && slices.Equal(sel.WantedCalls, s.calls) {
+		if slices.Equal(sel.WatchedPaths, need.paths) && slices.Equal(sel.WantedCalls, need.calls) {
 			return nil
 		}
-		sel.WatchedPaths, sel.WantedCalls = s.paths, s.calls
+		sel.WatchedPaths, sel.WantedCalls = need.paths, need.calls
 		value, err := json.Marshal(sel)
 		if err != nil {
 			return err
 		}
 		if _, err = kv.Update(ctx, key, value, revision); err == nil {
-			s.log.Info("a sensor was told what the rules need", "key", key, "watched_paths", len(s.paths), "calls", len(s.calls))
+			s.log.Info("a sensor was told what the rules need", "key", key, "watched_paths", len(need.paths), "calls", len(need.calls))
 			return nil
 		}
 		if !errors.Is(err, jetstream.ErrKeyExists) { // another detector, or an operator, was faster

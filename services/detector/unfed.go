@@ -14,7 +14,7 @@ import (
 
 // reportUnfed keeps, for `picket status`, which rules a sensor with the selection
 // cannot feed: what an operator left out wins over what the rules ask for.
-func (s *selector) reportUnfed(ctx context.Context, key string, sel schemas.Selection) error {
+func (s *selector) reportUnfed(ctx context.Context, key string, sel schemas.Selection, n *need) error {
 	kv, err := s.bus.JS.KeyValue(ctx, schemas.BucketState)
 	if err != nil {
 		return err
@@ -28,7 +28,7 @@ func (s *selector) reportUnfed(ctx context.Context, key string, sel schemas.Sele
 	} else if !errors.Is(err, jetstream.ErrKeyNotFound) {
 		return err
 	}
-	now := s.unfed(sel)
+	now := n.unfed(sel)
 	if len(now.Rules) == 0 {
 		if known {
 			return kv.Delete(ctx, key)
@@ -47,7 +47,7 @@ func (s *selector) reportUnfed(ctx context.Context, key string, sel schemas.Sele
 }
 
 // unfed returns the rules that a sensor with the selection cannot feed.
-func (s *selector) unfed(sel schemas.Selection) schemas.Unfed {
+func (n *need) unfed(sel schemas.Selection) schemas.Unfed {
 	reported := schemas.SetOf(schemas.NodeClasses()...)
 	if len(sel.Classes) > 0 {
 		reported = schemas.SetOf(schemas.Process)
@@ -59,16 +59,16 @@ func (s *selector) unfed(sel schemas.Selection) schemas.Unfed {
 	}
 	var unwanted []string // null leaves the sensor's own, less what the rules ask for
 	if sel.UnwantedCalls != nil {
-		unwanted = slices.DeleteFunc(slices.Clone(*sel.UnwantedCalls), func(c string) bool { return slices.Contains(s.calls, c) })
+		unwanted = slices.DeleteFunc(slices.Clone(*sel.UnwantedCalls), func(c string) bool { return slices.Contains(n.calls, c) })
 	}
 	u := schemas.Unfed{Time: time.Now().UTC()}
-	for _, n := range s.needs {
+	for _, r := range n.needs {
 		switch {
-		case n.Fed(reported, unwanted):
+		case r.Fed(reported, unwanted):
 		case len(u.Rules) == schemas.MaxUnfed:
 			u.More++
 		default:
-			u.Rules = append(u.Rules, schemas.UnfedRule{Rule: n.Rule.Name, Needs: n.String()})
+			u.Rules = append(u.Rules, schemas.UnfedRule{Rule: r.Rule.Name, Needs: r.String()})
 		}
 	}
 	return u

@@ -566,6 +566,23 @@ func TestOrder(t *testing.T) {
 	balance(t, srv, schemas.Process)
 }
 
+// unsettled fails the test if messages wait for an acknowledgement of nobody.
+// The server takes those of a service that has stopped a little later.
+func unsettled(t *testing.T, b *bus.Bus) {
+	t.Helper()
+	c, err := b.JS.Consumer(context.Background(), schemas.StreamRaw, schemas.DurableEnricher)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what was delivered is settled", func() bool {
+		info, err := c.Info(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.NumAckPending == 0
+	})
+}
+
 // TestRestart: a clean stop leaves nothing behind that the next start would
 // have to wait for, and order is kept over it.
 func TestRestart(t *testing.T) {
@@ -581,7 +598,6 @@ func TestRestart(t *testing.T) {
 		lane[id] = subject
 		order[subject] = append(order[subject], id)
 	}
-	start := time.Now()
 	restarts := 0
 	for ; pending(t, b) > 0; restarts++ {
 		before := eventsEver(t, b)
@@ -590,12 +606,10 @@ func TestRestart(t *testing.T) {
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
+		unsettled(t, b)
 	}
 	if restarts < 3 {
 		t.Errorf("%d restarts: the test did not test", restarts)
-	}
-	if d := time.Since(start); d > bus.AckWait-3*time.Second {
-		t.Errorf("took %v: a stop left messages unsettled", d)
 	}
 	seen := map[string][]string{}
 	for _, r := range drain(t, b, batches, 20*time.Second) {

@@ -404,9 +404,14 @@ func (l *lane) open() {
 	o, b := &l.ev.Open, l.b
 	b.Str(schemas.Action, "open")
 	b.Str(schemas.Syscall, l.ev.Syscall())
-	b.Int64(schemas.Result, int64(o.FD))
-	b.Int64(schemas.FDNumber, int64(o.FD))
-	b.Bytes(schemas.FilePath, o.Path)
+	if o.PathFlags&bpf.PathAsked == 0 {
+		b.Int64(schemas.Result, int64(o.FD))
+		b.Int64(schemas.FDNumber, int64(o.FD))
+		b.Bytes(schemas.FilePath, o.Path)
+	} else { // it is not known which descriptor it got
+		b.Int64(schemas.Result, 0)
+		b.Str(schemas.FilePath, path.Clean(string(o.Path)))
+	}
 	b.Bytes(schemas.FilePathLink, o.Link)
 	if len(o.Source) > 0 {
 		if host, ok := l.s.mounts.Path(o.Dev, string(o.Source), l.now); ok && host != string(o.Path) {

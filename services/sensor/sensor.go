@@ -79,7 +79,9 @@ func Run(ctx context.Context, cfg Config) error {
 	g, gctx := errgroup.WithContext(ctx)
 	boxCtx, stopBox := context.WithCancel(context.Background())
 	defer stopBox()
-	g.Go(func() error { return box.Run(boxCtx, stopGrace) })
+	g.Go(func() error {
+		return box.Run(boxCtx, stopGrace, func(class string, events uint64) { s.health.Lost(class, schemas.LossSpoolDamaged, events) })
+	})
 	g.Go(func() error {
 		defer stopBox()
 		follow, stop := context.WithCancel(gctx)

@@ -276,7 +276,7 @@ func TestErrorsAreSentences(t *testing.T) {
 		{"native ClickHouse address", []string{"picket-sink", "--clickhouse.url", "clickhouse://localhost:9000"}, []string{"clickhouse.url", "http://"}},
 		{"no such credentials", []string{"picket-enricher", "--nats.credentials_file", "/does/not/exist"}, []string{"nats.credentials_file", "/does/not/exist"}},
 		{"no data folder in use", []string{"picket", "--data", dir, "alerts"}, []string{"no Picket runs", "picket up"}},
-		{"unknown severity", []string{"picket", "alerts", "--min-severity", "loud"}, []string{"--min-severity", "loud", "critical"}},
+		{"unknown severity", []string{"picket", "alerts", "--severity", "loud"}, []string{"--severity", "loud", "critical"}},
 		{"unknown behaviour", []string{"picket", "simulate", "nothing"}, []string{"nothing", "--list"}},
 		{"unknown format", []string{"picket", "replay", "--format", "x", badField}, []string{"--format", "kube-audit"}},
 		{"capture that is none", []string{"picket", "replay", "--format", "capture", badField}, []string{"bad.yaml", "arrow"}},

@@ -1,0 +1,267 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"picket/internal/bus"
+	"picket/internal/rulepack"
+	"picket/internal/rules"
+	"picket/internal/terminal"
+	defaults "picket/rules"
+	"picket/schemas"
+)
+
+// rulePackCommands are those of `picket rules` that are about the pack in NATS.
+func rulePackCommands(t *target) []*cobra.Command {
+	var by string
+	var withDefault bool
+	push := &cobra.Command{
+		Use:   "push PATH...",
+		Short: "Check rule files and folders and give them to all detectors, as one pack in place of their own rules",
+		Long: `Checks rule files and folders, in this order, and stores them as one revision in NATS.
+Every detector takes it within seconds, without a restart, in place of the rules of its
+configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is stored that does not load.`,
+		Example: `  picket rules push --with-default exceptions.yaml
+  picket rules push rules/ own/`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var files []rules.Source
+			if withDefault {
+				files = defaults.Default()
+			}
+			own, err := rules.ReadPaths(args...)
+			if err != nil {
+				return err
+			}
+			if files = append(files, own...); len(files) == 0 {
+				return errors.New("name the files or folders to push, or --with-default")
+			}
+			pack, err := rulepack.New(files, by, time.Now())
+			if err != nil {
+				return err
+			}
+			data, err := pack.Encode()
+			if err != nil {
+				return err
+			}
+			set, warnings, err := rules.Load(pack.Sources(), rules.Options{})
+			if err != nil {
+				return fmt.Errorf("nothing is pushed: the rules do not load:\n%w", err)
+			}
+			return t.withPack(cmd, func(ctx context.Context, kv jetstream.KeyValue) error {
+				revision, err := kv.Put(ctx, schemas.RulePackKey, data)
+				if err != nil {
+					return fmt.Errorf("push the pack: %w", err)
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "revision %d: %d rules in %d files, %d warnings, %d bytes\n", revision, len(set.Rules()), len(files), len(warnings), len(data))
+				return nil
+			})
+		},
+	}
+	push.Flags().BoolVar(&withDefault, "with-default", false, "put the pack that comes with Picket before the files")
+	push.Flags().StringVar(&by, "by", pusher(), "who pushes it, for `picket rules history`")
+
+	var revision uint64
+	pull := &cobra.Command{
+		Use:   "pull DIR",
+		Short: "Write the files of the pushed pack into a new or empty folder",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return t.withPack(cmd, func(ctx context.Context, kv jetstream.KeyValue) error {
+				e, err := packRevision(ctx, kv, revision)
+				if err != nil {
+					return err
+				}
+				pack, err := rulepack.Decode(e.Value())
+				if err != nil {
+					return fmt.Errorf("revision %d: %w", e.Revision(), err)
+				}
+				if err := writePack(args[0], pack); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "revision %d: %d files in %s\n", e.Revision(), len(pack.Files), args[0])
+				return nil
+			})
+		},
+	}
+	pull.Flags().Uint64Var(&revision, "revision", 0, "which of `picket rules history`; 0: the newest")
+
+	history := &cobra.Command{
+		Use:   "history",
+		Short: fmt.Sprintf("List the last %d revisions of the pushed pack", schemas.RulePackRevisions),
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return t.withPack(cmd, func(ctx context.Context, kv jetstream.KeyValue) error {
+				entries, err := kv.History(ctx, schemas.RulePackKey)
+				if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
+					return err
+				}
+				if len(entries) == 0 {
+					fmt.Fprintln(cmd.OutOrStdout(), "no pack was pushed: every detector has the rules of its configuration")
+					return nil
+				}
+				out := newTable(cmd.OutOrStdout(), "REVISION", "AT (UTC)", "BY", "FILES", "BYTES")
+				for _, e := range slices.Backward(entries) {
+					at, n := e.Created().UTC().Format(time.DateTime), fmt.Sprint(e.Revision())
+					if e.Operation() != jetstream.KeyValuePut {
+						out.row(n, at, "", "withdrawn")
+						continue
+					}
+					by, files := "", "no pack: not pushed by `picket rules push`"
+					if p, err := rulepack.Decode(e.Value()); err == nil {
+						by, files = p.By, fmt.Sprint(len(p.Files))
+					}
+					out.row(n, at, by, files, fmt.Sprint(len(e.Value())))
+				}
+				return out.flush()
+			})
+		},
+	}
+	withdraw := &cobra.Command{
+		Use:   "withdraw",
+		Short: "Take the pushed pack back: every detector uses the rules of its configuration again",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return t.withPack(cmd, func(ctx context.Context, kv jetstream.KeyValue) error {
+				if err := kv.Delete(ctx, schemas.RulePackKey); err != nil {
+					return err
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), "withdrawn")
+				return nil
+			})
+		},
+	}
+	return []*cobra.Command{push, pull, history, withdraw}
+}
+
+// pusher names who runs the command; nobody checks it.
+func pusher() string {
+	host, _ := os.Hostname() // empty: not told
+	if u, err := user.Current(); err == nil {
+		return u.Username + "@" + host
+	}
+	return host
+}
+
+// withPack calls do with the bucket of the pack.
+func (t *target) withPack(cmd *cobra.Command, do func(context.Context, jetstream.KeyValue) error) error {
+	cfg, err := t.bus(schemas.ServiceAdmin)
+	if err != nil {
+		return err
+	}
+	b, err := bus.Connect(cfg, schemas.ServiceAdmin, commandLog(cmd))
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
+	defer cancel()
+	kv, err := rulepack.Bucket(ctx, b.JS)
+	if err != nil {
+		return err
+	}
+	return do(ctx, kv)
+}
+
+// packRevision returns a revision of the pack, the newest for 0.
+func packRevision(ctx context.Context, kv jetstream.KeyValue, revision uint64) (jetstream.KeyValueEntry, error) {
+	var e jetstream.KeyValueEntry
+	var err error
+	if revision == 0 {
+		e, err = kv.Get(ctx, schemas.RulePackKey)
+	} else {
+		e, err = kv.GetRevision(ctx, schemas.RulePackKey, revision)
+	}
+	switch {
+	case err == nil:
+		return e, nil
+	case errors.Is(err, jetstream.ErrKeyNotFound) && revision > 0:
+		return nil, fmt.Errorf("there is no revision %d of the pack: `picket rules history` lists those that are kept", revision)
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		return nil, errors.New("no pack is pushed: `picket rules push PATH` pushes one")
+	}
+	return nil, err
+}
+
+// writePack writes the files of a pack into a folder that has none.
+func writePack(dir string, pack *rulepack.Pack) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if entries, err := os.ReadDir(dir); err != nil {
+		return err
+	} else if len(entries) > 0 {
+		return fmt.Errorf("%s is not empty: name another folder", dir)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, f := range pack.Files {
+		if err := root.MkdirAll(filepath.Dir(f.Name), 0o755); err != nil {
+			return err
+		}
+		if err := root.WriteFile(f.Name, []byte(f.Text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rulesInForce shows what rules each detector evaluates, and what it refuses.
+func rulesInForce(ctx context.Context, b *bus.Bus, out io.Writer) error {
+	kv, err := b.JS.KeyValue(ctx, schemas.BucketState)
+	if err != nil {
+		return fmt.Errorf("bucket %s: %w (run `picket migrate`)", schemas.BucketState, err)
+	}
+	keys, err := kv.ListKeysFiltered(ctx, schemas.RulesStatePrefix+"*")
+	if err != nil {
+		return fmt.Errorf("rules in force: %w", err)
+	}
+	var states []schemas.RulesState
+	for key := range keys.Keys() {
+		e, err := kv.Get(ctx, key)
+		if err != nil {
+			continue // a detector that has just ended
+		}
+		var s schemas.RulesState
+		if err := json.Unmarshal(e.Value(), &s); err != nil {
+			return fmt.Errorf("%s in %s: %w", key, schemas.BucketState, err)
+		}
+		if time.Since(e.Created()) < 3*schemas.RulesStateEvery {
+			states = append(states, s)
+		}
+	}
+	if len(states) == 0 {
+		fmt.Fprint(out, "No detector says what rules it has: none runs, or none reaches NATS.\n\n")
+		return nil
+	}
+	slices.SortFunc(states, func(a, b schemas.RulesState) int { return a.Loaded.Compare(b.Loaded) })
+	t := newTable(out, "DETECTOR ON", "RULES", "FROM", "SINCE (UTC)", "WARNINGS")
+	for _, s := range states {
+		t.row(s.Host, fmt.Sprint(s.Rules), s.Source, s.Loaded.Format(time.DateTime), fmt.Sprint(s.Warnings))
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(out)
+	people := terminal.NewWriter(out)
+	for _, s := range states {
+		if r := s.Refused; r != nil {
+			fmt.Fprintf(people, "REFUSED on %s since %s: %s; what was in force stays.\n%s\n\n", s.Host, r.At.Format(time.DateTime), r.Source, r.Reason)
+		}
+	}
+	return people.Close()
+}
