@@ -52,6 +52,9 @@ type operand struct {
 	arg   argument
 	kind  kind
 	bound *reader // of a field with bind
+	// of is the operand that by was applied to, of one that derive made.
+	of *operand
+	by transform
 }
 
 // reader returns how the operand is read in class c; nil if it is absent there.

@@ -9,12 +9,12 @@ import "picket/schemas"
 //
 // It returns ok false where the transformers do not apply to the operand.
 func derive(o operand, ts []transform) (d operand, ok bool) {
-	for i, t := range ts {
+	for _, t := range ts {
 		switch {
 		case t == length && (o.kind == kindText || o.kind == kindList):
-			o = o.withReader("len("+o.ref+")", kindUint, reader{num: lengthOf(o)})
+			o = o.withReader(t, kindUint, reader{num: lengthOf(o)})
 		case t != length && o.kind == kindText:
-			o = o.withReader(transformNames[t]+"("+o.ref+")", kindText, reader{text: changed(o, ts[i])})
+			o = o.withReader(t, kindText, reader{text: changed(o, t)})
 		default:
 			return o, false
 		}
@@ -32,11 +32,12 @@ func (o *operand) classes() (s schemas.ClassSet) {
 	return s
 }
 
-// withReader returns an operand of the name and kind that is read by r where o
-// has a value.
-func (o *operand) withReader(ref string, k kind, r reader) operand {
+// withReader returns the operand that a transformer makes of o: of a kind, read
+// by r where o has a value.
+func (o operand) withReader(t transform, k kind, r reader) operand {
 	r.classes = o.classes()
-	return operand{field: &field{name: ref, kind: k, readers: []reader{r}}, ref: ref, kind: k}
+	ref := transformNames[t] + "(" + o.ref + ")"
+	return operand{field: &field{name: ref, kind: k, readers: []reader{r}}, ref: ref, kind: k, of: &o, by: t}
 }
 
 // appendText appends the value of an operand of text in a row; ok is false
