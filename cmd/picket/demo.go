@@ -213,7 +213,9 @@ func (d *demo) publishCapture(ctx context.Context, s *up.Stack, dir string) erro
 	}
 	done, cancel := context.WithCancel(ctx)
 	cancel() // publish what is there, then return
-	if err := box.Run(done, 30*time.Second); err != nil {
+	if err := box.Run(done, 30*time.Second, func(class string, events uint64) {
+		d.say("   %d recorded events could not be read back from the disk", events)
+	}); err != nil {
 		return err
 	}
 	if left, _ := box.Pending(); left > 0 {

@@ -127,7 +127,10 @@ func streams(cmd *cobra.Command, cfg bus.Config, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(out)
-	return rulesInForce(ctx, b, out)
+	if err := rulesInForce(ctx, b, out); err != nil {
+		return err
+	}
+	return unfed(ctx, b, out)
 }
 
 // events shows what is stored and what was lost.

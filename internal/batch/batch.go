@@ -129,6 +129,27 @@ func (b *Batch) List(id schemas.FieldID, row int) iter.Seq[string] {
 	}
 }
 
+// ListLen returns how many elements List yields, without allocating.
+func (b *Batch) ListLen(id schemas.FieldID, row int) int {
+	switch c := b.cols[id].(type) {
+	case *array.List:
+		if c.IsValid(row) {
+			from, to := c.ValueOffsets(row)
+			return int(to - from)
+		}
+	case *array.Dictionary:
+		if id.Field().Type != schemas.Names || c.IsNull(row) {
+			return 0
+		}
+		n := 0
+		for joined := c.Dictionary().(*array.String).Value(c.GetValueIndex(row)); joined != ""; n++ {
+			_, joined, _ = strings.Cut(joined, "\x00")
+		}
+		return n
+	}
+	return 0
+}
+
 // Elements yields the elements of an entry of a Names column's dictionary.
 func Elements(joined string) iter.Seq[string] {
 	return func(yield func(string) bool) {

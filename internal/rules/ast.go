@@ -28,7 +28,7 @@ type comparison struct {
 	opAt   pos
 	values []value
 	list   bool      // the values stood in parentheses
-	rhs    *fieldRef // val(field) in place of values
+	rhs    *fieldRef // a field in place of values: val(field), tolower(field), …
 }
 
 // fieldRef is a field as written: transformers, name, argument.
@@ -37,7 +37,7 @@ type fieldRef struct {
 	arg        string
 	hasArg     bool
 	argAt      pos
-	transforms []transform // innermost last
+	transforms []transform // innermost first
 	at         pos
 }
 
@@ -46,8 +46,8 @@ func (f fieldRef) String() string {
 	if f.hasArg {
 		s += "[" + f.arg + "]"
 	}
-	for i := len(f.transforms) - 1; i >= 0; i-- {
-		s = transformNames[f.transforms[i]] + "(" + s + ")"
+	for _, t := range f.transforms {
+		s = transformNames[t] + "(" + s + ")"
 	}
 	return s
 }
@@ -112,6 +112,7 @@ const (
 	toUpper
 	b64
 	baseName
+	length
 )
 
-var transformNames = [...]string{"tolower", "toupper", "b64", "basename"}
+var transformNames = [...]string{"tolower", "toupper", "b64", "basename", "len"}

@@ -52,6 +52,9 @@ type operand struct {
 	arg   argument
 	kind  kind
 	bound *reader // of a field with bind
+	// of is the operand that by was applied to, of one that derive made.
+	of *operand
+	by transform
 }
 
 // reader returns how the operand is read in class c; nil if it is absent there.
@@ -334,12 +337,20 @@ func (c *checker) compare(cmp *comparison) *predicate {
 		return c.intern(&predicate{key: "missing " + cmp.field.String(), operand: operand{ref: cmp.field.name}, missing: reason})
 	}
 	p := &predicate{operand: o, op: cmp.op}
-	if len(cmp.field.transforms) > 0 && o.kind != kindText {
-		c.error(cmp.field.at, "", "%s applies to text, and %s is a %s", transformNames[cmp.field.transforms[0]], o.ref, o.kind)
-		return nil
-	}
 	if cmp.rhs != nil {
 		return c.compareFields(p, cmp)
+	}
+	if slices.Contains(cmp.field.transforms, length) {
+		if p.operand, ok = c.derived(o, cmp.field); !ok {
+			return nil
+		}
+		plain := *cmp
+		plain.field.transforms = nil
+		cmp = &plain
+	}
+	if len(cmp.field.transforms) > 0 && o.kind != kindText && o.kind != kindList {
+		c.cannotTransform(o, cmp.field)
+		return nil
 	}
 	values, ok := []string(nil), true
 	if cmp.op.takesList() {
@@ -349,7 +360,7 @@ func (c *checker) compare(cmp *comparison) *predicate {
 			return nil
 		}
 	} else if len(cmp.values) == 1 {
-		values = []string{cmp.values[0].text}
+		values, ok = c.single(cmp)
 	}
 	if !ok {
 		return nil
@@ -379,6 +390,35 @@ func (c *checker) compare(cmp *comparison) *predicate {
 		}
 	}
 	return c.intern(p)
+}
+
+// single returns the value of a comparison with one: a list's, if it is the
+// name of a list with one item.
+func (c *checker) single(cmp *comparison) ([]string, bool) {
+	v := cmp.values[0]
+	l := c.lists[v.text]
+	if v.quoted || l == nil {
+		return []string{v.text}, true
+	}
+	flat, ok := c.flatten(l, v.at, 0)
+	if ok && len(flat) != 1 {
+		c.error(v.at, "use in ("+v.text+"), or quotes where the text itself is meant", "%q is a list of %d items, and %q compares with one value", v.text, len(flat), cmp.op)
+		return nil, false
+	}
+	return flat, ok
+}
+
+// derived is derive with the fault reported.
+func (c *checker) derived(o operand, ref fieldRef) (operand, bool) {
+	d, ok := derive(o, ref.transforms)
+	if !ok {
+		c.cannotTransform(d, ref)
+	}
+	return d, ok
+}
+
+func (c *checker) cannotTransform(o operand, ref fieldRef) {
+	c.error(ref.at, "", "%s: transformers apply to text, len to lists too, and %s is a %s", ref, o.ref, o.kind)
 }
 
 func (c *checker) intern(p *predicate) *predicate {
@@ -448,11 +488,7 @@ func (p *predicate) literals(cmp *comparison) *literalError {
 	}
 	asText := p.operand.field.textual && !slices.Contains(allowed, p.op) && slices.Contains(textOperators, p.op)
 	if !slices.Contains(allowed, p.op) && !asText {
-		names := make([]string, len(allowed))
-		for i, o := range allowed {
-			names[i] = o.String()
-		}
-		return &literalError{-1, fmt.Sprintf("operator %q does not apply to %s, which is a %s", p.op, p.operand.ref, k), "use one of " + strings.Join(names, ", ")}
+		return &literalError{-1, fmt.Sprintf("operator %q does not apply to %s, which is a %s", p.op, p.operand.ref, k), "use one of " + names(allowed)}
 	}
 	switch {
 	case k == kindText, k == kindList, asText:
@@ -546,7 +582,7 @@ func numKey(v int64, k kind) int64 {
 	return v
 }
 
-// compareFields checks a comparison with val(field).
+// compareFields checks a comparison with another field.
 func (c *checker) compareFields(p *predicate, cmp *comparison) *predicate {
 	rhs, reason, ok := c.resolveAt(*cmp.rhs)
 	if !ok {
@@ -555,17 +591,41 @@ func (c *checker) compareFields(p *predicate, cmp *comparison) *predicate {
 	if reason != "" {
 		return c.intern(&predicate{key: "missing " + cmp.rhs.String(), operand: operand{ref: cmp.rhs.name}, missing: reason})
 	}
+	if p.operand, ok = c.derived(p.operand, cmp.field); !ok {
+		return nil
+	}
+	if rhs, ok = c.derived(rhs, *cmp.rhs); !ok {
+		return nil
+	}
+	allowed := pairOperators
+	switch p.operand.kind {
+	case kindText:
+	case kindInt, kindUint:
+		allowed = numberOperators[1:]
+	case kindBool:
+		allowed = otherOperators[1:]
+	default:
+		c.error(cmp.field.at, "", "text, numbers and booleans are compared with another field, and %s is a %s", p.operand.ref, p.operand.kind)
+		return nil
+	}
 	switch {
-	case len(cmp.field.transforms)+len(cmp.rhs.transforms) > 0:
-		c.error(cmp.opAt, "", "transformers and val() cannot stand in one comparison")
-	case p.operand.kind != rhs.kind || p.operand.kind != kindText:
-		c.error(cmp.rhs.at, "", "val() compares text with text; %s is a %s, %s a %s", p.operand.ref, p.operand.kind, rhs.ref, rhs.kind)
-	case p.op != opEq && p.op != opNe && p.op != opContains && p.op != opStartsWith && p.op != opEndsWith:
-		c.error(cmp.opAt, "use one of =, !=, contains, startswith, endswith", "operator %q cannot stand before val()", p.op)
+	case p.operand.kind != rhs.kind:
+		c.error(cmp.rhs.at, "", "fields of one type are compared; %s is a %s, %s a %s", p.operand.ref, p.operand.kind.exact(), rhs.ref, rhs.kind.exact())
+	case !slices.Contains(allowed, p.op):
+		c.error(cmp.opAt, "use one of "+names(allowed), "operator %q cannot stand between %s and another field", p.op, p.operand.ref)
 	default:
 		p.rhs = &rhs
 		p.key = p.operand.ref + " " + p.op.String() + " val " + rhs.ref
 		return c.intern(p)
 	}
 	return nil
+}
+
+// names lists operators for a message.
+func names(ops []operator) string {
+	out := make([]string, len(ops))
+	for i, o := range ops {
+		out[i] = o.String()
+	}
+	return strings.Join(out, ", ")
 }

@@ -324,7 +324,7 @@ func (c *compiler) predicate(p *predicate) edge {
 		return c.node(p.key, node{pred: p, slot: -1, rhs: -1, cost: maxCost})
 	}
 	r := p.operand.reader(c.class)
-	if r == nil || p.op.takesList() && len(p.values) == 0 {
+	if r == nil || p.op.takesList() && len(p.values) == 0 && p.rhs == nil {
 		return edgeFalse
 	}
 	if r.isConst && p.rhs == nil {

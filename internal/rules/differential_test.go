@@ -68,10 +68,21 @@ func (ref *reference) compare(cmp *comparison, name string) bool {
 	if !ok {
 		return false
 	}
-	for _, t := range field.transforms {
-		if got, ok = t.apply(got); !ok {
-			return false
+	change := func(s string, ts []transform) (string, bool) {
+		for _, t := range ts {
+			if t == length {
+				s = fmt.Sprint(len(s))
+				o.kind = kindUint
+				continue
+			}
+			if s, ok = t.apply(s); !ok || s == "" {
+				return "", false
+			}
 		}
+		return s, true
+	}
+	if got, ok = change(got, field.transforms); !ok {
+		return false
 	}
 	if cmp.rhs != nil {
 		rhs, _, err := resolve(*cmp.rhs)
@@ -80,6 +91,9 @@ func (ref *reference) compare(cmp *comparison, name string) bool {
 		}
 		other, ok := rhs.render(ref.r)
 		if !ok {
+			return false
+		}
+		if other, ok = change(other, cmp.rhs.transforms); !ok {
 			return false
 		}
 		values = []string{other}
@@ -271,7 +285,15 @@ func (g *conditions) compare() string {
 			return g.pick([]string{"execve", "clone", "procexit", "open", "openat", "connect", "accept4", "ptrace"})
 		})
 	}
-	switch g.rnd.IntN(9) {
+	switch g.rnd.IntN(11) {
+	case 9:
+		if k == kindText && !f.empty {
+			return fmt.Sprintf("len(%s) %s %d", name, g.pick([]string{"=", "!=", "<", ">="}), g.rnd.IntN(8))
+		}
+	case 10:
+		if k == kindText && !f.empty {
+			return "tolower(" + name + ")" + g.pick([]string{" = ", " != ", " contains ", " endswith "}) + g.pick([]string{"tolower(", "basename("}) + g.pick([]string{"evt.action", "evt.hostname"}) + ")"
+		}
 	case 0:
 		return name + " in " + list(6, word)
 	case 1:

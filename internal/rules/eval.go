@@ -166,7 +166,7 @@ func (s *state) eval(b, whole *batch.Batch, offset int, raise func(Match)) {
 	s.bump.reset()
 	s.arena.reset()
 	s.docs.reset(s.rows)
-	s.row = row{b: b, docs: &s.docs}
+	s.row.b, s.row.docs = b, &s.docs
 	if len(s.zeros) < s.rows {
 		s.zeros = make([]uint16, s.rows)
 	}
@@ -294,8 +294,10 @@ func (s *state) predicate(id int, st *nodeState, todo []uint64) {
 	n := &s.prog.nodes[id]
 	p := n.pred
 	switch sl := &s.prog.slots[n.slot]; {
-	case p.rhs != nil:
+	case p.rhs != nil && sl.kind == kindText:
 		s.comparePairs(n, st, todo)
+	case p.rhs != nil:
+		s.compareNumbers(n, st, todo)
 	case sl.kind == kindText:
 		v := s.text(n.slot, todo)
 		if n.indexed && v.known == nil {
@@ -397,20 +399,50 @@ func (s *state) comparePairs(n *node, st *nodeState, todo []uint64) {
 			if x == "" && !ea || y == "" && !eb {
 				continue
 			}
-			ok := false
-			switch n.pred.op {
-			case opEq:
-				ok = x == y
-			case opNe:
-				ok = x != y
-			case opContains:
-				ok = strings.Contains(x, y)
-			case opStartsWith:
-				ok = strings.HasPrefix(x, y)
-			case opEndsWith:
-				ok = strings.HasSuffix(x, y)
+			if pairHolds(n.pred.op, x, y) {
+				st.value[w] |= 1 << bit
 			}
-			if ok {
+		}
+	}
+}
+
+// pairOperators are those that may stand between two fields of text.
+var pairOperators = []operator{opEq, opNe, opContains, opIContains, opStartsWith, opEndsWith, opGlob, opIGlob, opIn, opIntersects, opPmatch}
+
+// pairHolds decides a comparison of two values of text.
+func pairHolds(op operator, x, y string) bool {
+	switch op {
+	case opEq, opIn, opIntersects:
+		return x == y
+	case opNe:
+		return x != y
+	case opContains:
+		return strings.Contains(x, y)
+	case opIContains:
+		return iContains(lowerASCII(y)).match(x)
+	case opStartsWith:
+		return strings.HasPrefix(x, y)
+	case opEndsWith:
+		return strings.HasSuffix(x, y)
+	case opGlob:
+		return globMatch(y, x, false)
+	case opIGlob:
+		return globMatch(lowerASCII(y), x, true)
+	default: // opPmatch
+		return pathPrefix(y, x)
+	}
+}
+
+// compareNumbers decides a comparison of two fields of numbers or booleans.
+func (s *state) compareNumbers(n *node, st *nodeState, todo []uint64) {
+	a, b := s.num(n.slot, todo), s.num(n.rhs, todo)
+	for w, word := range todo {
+		for ; word != 0; word &= word - 1 {
+			bit := bits.TrailingZeros64(word)
+			if a.present != nil && a.present[w]>>bit&1 == 0 || b.present != nil && b.present[w]>>bit&1 == 0 {
+				continue
+			}
+			if numbersHold(n.pred.op, a.nums[w*64+bit], b.nums[w*64+bit]) {
 				st.value[w] |= 1 << bit
 			}
 		}
@@ -469,20 +501,26 @@ func (p *predicate) matchNumber(v int64) bool {
 	switch p.op {
 	case opExists:
 		return true
-	case opEq:
-		return v == p.numbers[0]
-	case opNe:
-		return v != p.numbers[0]
-	case opLt:
-		return v < p.numbers[0]
-	case opLe:
-		return v <= p.numbers[0]
-	case opGt:
-		return v > p.numbers[0]
-	case opGe:
-		return v >= p.numbers[0]
+	case opIn, opIntersects:
+		return slices.Contains(p.numbers, v)
 	}
-	return slices.Contains(p.numbers, v)
+	return numbersHold(p.op, v, p.numbers[0])
+}
+
+func numbersHold(op operator, a, b int64) bool {
+	switch op {
+	case opNe:
+		return a != b
+	case opLt:
+		return a < b
+	case opLe:
+		return a <= b
+	case opGt:
+		return a > b
+	case opGe:
+		return a >= b
+	}
+	return a == b // =, in, intersects
 }
 
 // slotState holds the values of a slot that have been read. Of text and lists

@@ -26,6 +26,17 @@ var kindNames = [...]string{"text", "number", "number", "boolean", "address", "n
 
 func (k kind) String() string { return kindNames[k] }
 
+// exact tells signed from unsigned numbers, which are not compared with each other.
+func (k kind) exact() string {
+	switch k {
+	case kindInt:
+		return "number with a sign"
+	case kindUint:
+		return "number without a sign"
+	}
+	return k.String()
+}
+
 // argKind says whether a field takes an argument in brackets.
 type argKind uint8
 
@@ -48,6 +59,9 @@ type row struct {
 	b    *batch.Batch
 	i    int
 	docs *docs
+	// scratch and list are what lengthOf measures.
+	scratch []byte
+	list    list
 }
 
 func (r *row) str(id schemas.FieldID) string  { return r.b.Str(id, r.i) }

@@ -14,7 +14,7 @@ import (
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		"", "proc.name = a", "not (a or b) and c", "proc.aname[2] in (a, 'b c', \"d\\\"e\")", "tolower(basename(fd.name)) endswith x",
-		"ka.uri.param[command] exists", "jevt.value[/a/b~1c] intersects (true)", "fd.name = val(proc.name)", "evt.dir=<", "((((", "a.b\x00=\xff", "proc.args contains \"\\", "evt.rawres>=-1",
+		"ka.uri.param[command] exists", "jevt.value[/a/b~1c] intersects (true)", "fd.name = val(proc.name)", "evt.dir=<", "((((", "a.b\x00=\xff", "proc.args contains \"\\", "evt.rawres>=-1", "len(basename(a.b))=tolower(c.d)", "a.b in val(c.d)", `a.b="\xff\x0"`,
 	} {
 		f.Add(s)
 	}
@@ -38,6 +38,8 @@ func FuzzLoad(f *testing.F) {
 		base + "\"proc.name = \\\"\\u00e9\\x41\\\"\"\n  exceptions:\n  - name: e\n    fields: [proc.name, fd.sip]\n    comps: [in, =]\n    values: [[[a, b], 10.0.0.1]]\n",
 		base + "a\n- rule: r\n  append: true\n  condition: or proc.pid > 1\n- rule: r\n  override: {condition: replace}\n  condition: ka.verb = x\n",
 		"- rule: [", "&a [*a]", "- list: a\n  items: [a]\n", "%YAML 1.1\n---\n- x\n...\n--- !!str\n", "- rule: !!binary aGk=\n", "\xff\xfe", "- {rule: r, desc: &d x, output: *d, priority: INFO, condition: evt.num=1}\n",
+		base + "len(proc.args) > 1 and len(proc.args) < 1 or tolower(proc.name) = val(proc.pname)\n- required_engine_version: 0.1.0\n- required_plugin_versions: [{name: a, version: 0.1.0, alternatives: [{name: b, version: 0.2.0}]}]\n",
+		base + "proc.name = \"\\xff\" and (not proc.pid in (1,2) or proc.pid > 1)\n  skip-if-unknown-filter: true\n- list: a\n  items: [b]\n- list: a\n  items: [c]\n",
 		base + "jevt.value[/requestObject/spec/containers/0] exists\n  source: k8s_audit\n",
 	} {
 		f.Add(s)
@@ -53,7 +55,7 @@ func FuzzLoad(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		start := time.Now()
-		set, warnings, err := Load([]Source{{Name: "f.yaml", Data: []byte(s)}}, Options{})
+		set, warnings, err := Load([]Source{{Name: "f.yaml", Data: []byte(s)}}, Options{Lint: true, Unwanted: []string{"close"}})
 		if d := time.Since(start); d > 5*time.Second {
 			t.Fatalf("%d bytes take %v to load", len(s), d)
 		}

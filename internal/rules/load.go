@@ -16,6 +16,12 @@ type Options struct {
 	// can match. Otherwise the rule is left out with a Warning, so that files
 	// of the community load. Other faults are errors either way.
 	Strict bool
+	// Lint warns of more: what has no effect (definitions and overrides that
+	// later ones replace, macros and lists that no rule uses), conditions that
+	// contradict themselves, and rules that no sensor feeds which leaves out
+	// the system calls Unwanted.
+	Lint     bool
+	Unwanted []string
 }
 
 // Rule is one loaded rule. It does not change after Load.
@@ -82,6 +88,13 @@ func (s *Set) Classes() []schemas.Class {
 // ruleDef is a rule while its parts are merged.
 type ruleDef struct{ item }
 
+func (d *ruleDef) sourceName() string {
+	if d.source == nil {
+		return "syscall"
+	}
+	return strings.TrimSpace(d.source.value)
+}
+
 // loader merges the items of all files.
 type loader struct {
 	*report
@@ -90,6 +103,9 @@ type loader struct {
 	order  []*ruleDef
 	macros map[string]*macroText
 	lists  map[string]*listDef
+	// changes are what entries with append, override or enabled alone did, by
+	// kind and name; for Lint.
+	changes map[string][]change
 }
 
 type macroText struct {
@@ -109,10 +125,12 @@ func Load(files []Source, opts Options) (*Set, []Warning, error) {
 		rules:  make(map[string]*ruleDef),
 		macros: make(map[string]*macroText),
 		lists:  make(map[string]*listDef),
+
+		changes: make(map[string][]change),
 	}
 	total, count := 0, 0
 	for _, f := range files {
-		y := &yamlReader{report: l.report, file: newFile(f.Name, nil)}
+		y := &yamlReader{report: l.report, file: newFile(f.Name, nil), strict: opts.Strict}
 		if total += len(f.Data); len(f.Data) > maxFileBytes || total > maxTotalBytes {
 			y.whole("file of %d bytes; a file may have %d, all together %d", len(f.Data), maxFileBytes, maxTotalBytes)
 			break
@@ -189,6 +207,9 @@ func (l *loader) mergeList(it *item) {
 	}
 	old := l.lists[it.name]
 	if !l.overrides(it) {
+		if old != nil {
+			l.noteDefinition(it, old.at, sameValues(old.items, it.items))
+		}
 		l.lists[it.name] = &listDef{name: it.name, at: it.at, items: it.items}
 		return
 	}
@@ -196,6 +217,7 @@ func (l *loader) mergeList(it *item) {
 		l.undefined(it, keysOf(l.lists))
 		return
 	}
+	l.noteChange(it, "items", it.how("items"))
 	if it.how("items") == "append" {
 		it.items = slices.Concat(old.items, it.items)
 	}
@@ -209,6 +231,9 @@ func (l *loader) mergeMacro(it *item) {
 	}
 	old := l.macros[it.name]
 	if !l.overrides(it) {
+		if old != nil {
+			l.noteDefinition(it, old.at, sameText(old.condition, it.condition))
+		}
 		l.macros[it.name] = &macroText{it.name, it.at, it.condition}
 		return
 	}
@@ -216,6 +241,7 @@ func (l *loader) mergeMacro(it *item) {
 		l.undefined(it, keysOf(l.macros))
 		return
 	}
+	l.noteChange(it, "condition", it.how("condition"))
 	if it.how("condition") == "append" {
 		it.condition = l.joined(it, old.condition, it.condition)
 	}
@@ -247,14 +273,21 @@ func (l *loader) mergeRule(it *item) {
 			l.undefined(it, keysOf(l.rules))
 			return
 		}
+		for _, key := range it.keys {
+			l.noteChange(it, key, it.how(key))
+		}
 		l.change(old, it)
 		return
 	}
-	if len(it.keys) == 1 && it.enabled != nil { // switches an earlier rule
+	if it.enabled != nil && it.condition == nil && it.output == nil && it.desc == nil && it.priority == nil { // switches an earlier rule
+		if len(it.keys) > 1 {
+			l.warn(it.at, it.name, false, "use override", "of the entry of rule %q only enabled counts: it has neither condition nor output, desc and priority", it.name)
+		}
 		if old == nil {
 			l.error(it.at, didYouMean(it.name, keysOf(l.rules)), "rule %q is not defined before, so there is nothing to enable or disable", it.name)
 			return
 		}
+		l.noteChange(it, "enabled", "replace")
 		old.enabled = it.enabled
 		return
 	}
@@ -268,7 +301,12 @@ func (l *loader) mergeRule(it *item) {
 		}
 	}
 	def := &ruleDef{*it}
+	if old != nil && old.sourceName() != def.sourceName() {
+		l.error(it.at, "", "rule %q is defined again with another source: %s, before %s", it.name, def.sourceName(), old.sourceName())
+		return
+	}
 	if old != nil {
+		l.noteDefinition(it, old.at, sameText(old.condition, it.condition) && sameText(old.output, it.output))
 		*old = *def
 		return
 	}
@@ -374,16 +412,22 @@ func (l *loader) compile() *Set {
 		def.tree = tree
 		c.macros[name] = def
 	}
-	b := &setBuilder{loader: l, checker: c, compilers: make([]*compiler, numClasses), ids: make(map[string]string)}
+	b := &setBuilder{loader: l, checker: c, compilers: make([]*compiler, numClasses), ids: make(map[string]string), skipped: make(map[string]bool)}
 	for i := range b.compilers {
 		b.compilers[i] = newCompiler(schemas.Class(i))
 	}
 	for _, r := range l.order {
 		b.rule(r)
 	}
+	if l.opts.Lint {
+		b.unused()
+	}
 	// Macros and lists that no rule uses are checked too: they are meant for
 	// rules to come.
 	for _, name := range keysOf(c.macros) {
+		if b.skipped[name] {
+			continue
+		}
 		c.macro(&expr{kind: exprName, at: c.macros[name].at, name: name}, 0)
 	}
 	for _, name := range keysOf(c.lists) {
@@ -405,20 +449,24 @@ type setBuilder struct {
 	checker   *checker
 	compilers []*compiler
 	ids       map[string]string // name of the rule that has an id
+	skipped   map[string]bool   // macros with names unknown, of rules that may be skipped
 	out       []*Rule
 	nodes     int
 }
 
 func (b *setBuilder) rule(def *ruleDef) {
-	source := "syscall"
-	if def.source != nil {
-		source = strings.TrimSpace(def.source.value)
-	}
+	source := def.sourceName()
 	classes, known := classesOf[source]
 	if !known {
 		remedy := "syscall or k8s_audit"
 		b.lacking(def, pos{text: def.source}, remedy, fmt.Sprintf("Picket reads no events of source %q", source))
 		return
+	}
+	if def.skipUnknown != nil && *def.skipUnknown {
+		if at, what := b.unknown(def); what != "" {
+			b.warn(at, def.name, true, "", "rule %q is left out, as its skip-if-unknown-filter says: %s", def.name, what)
+			return
+		}
 	}
 	at := def.at.fault("", "")
 	r := &Rule{
@@ -477,7 +525,18 @@ func (b *setBuilder) rule(def *ruleDef) {
 			b.lacking(def, def.at, "", "no sensor reports the system calls it is about: "+strings.Join(calls, ", "))
 			return
 		}
-		b.warn(def.at, r.Name, false, "", "rule %q can match no event: its condition is never true", r.Name)
+	}
+	switch {
+	case b.opts.Lint && !b.contradictions(def, cd):
+	case r.Classes != nil:
+	default:
+		at, why := def.at, "its condition is never true"
+		if b.opts.Lint {
+			if more, place := b.apart(cd, classes); more != "" {
+				at, why = b.own(def, place, cd), more
+			}
+		}
+		b.warn(at, r.Name, false, "", "rule %q can match no event: %s", r.Name, why)
 	}
 	r.index = len(b.out)
 	b.out = append(b.out, r)
@@ -626,6 +685,9 @@ func (b *setBuilder) exceptionPart(x *exception, i int, f value, v exceptionValu
 		b.fault(fault)
 		return nil
 	}
+	if op.takesList() && !v.list && len(v.values) == 1 {
+		v.values = listInText(v.values[0])
+	}
 	compare := func(vs []value) *expr {
 		return &expr{kind: exprCompare, at: f.at, cmp: &comparison{field: ref, op: op, opAt: x.at, values: vs, list: true}}
 	}
@@ -641,6 +703,32 @@ func (b *setBuilder) exceptionPart(x *exception, i int, f value, v exceptionValu
 		return nil
 	}
 	return or
+}
+
+// listInText returns the values of a list that is written as one text, as in
+// "(a, b)" or "a, b", which exceptions may have; the value alone if it is no list.
+func listInText(v value) []value {
+	s := v.text
+	if v.quoted || !strings.HasPrefix(s, "(") && !strings.Contains(s, ",") {
+		return []value{v}
+	}
+	if !strings.HasPrefix(s, "(") {
+		s = "(" + s + ")"
+	}
+	p := &parser{src: v.at.text, s: s}
+	var c comparison
+	var fault *Error
+	func() {
+		defer p.recovered(&fault)
+		p.list(&c)
+	}()
+	if fault != nil || !p.end() {
+		return []value{v}
+	}
+	for i := range c.values {
+		c.values[i].at = v.at
+	}
+	return c.values
 }
 
 // parseField reads a text that is one field.
@@ -695,6 +783,17 @@ func (b *setBuilder) where(cd *cond, p *predicate) pos {
 	return pos{}
 }
 
+// unfed tells of rules that no sensor feeds which leaves out what is unwanted,
+// save what the rules ask for.
+func (b *setBuilder) unfed(s *Set) {
+	unwanted := slices.DeleteFunc(slices.Clone(b.opts.Unwanted), func(c string) bool { return slices.Contains(s.syscalls, c) })
+	for _, n := range s.Needs() {
+		if !n.Fed(nodeClasses, unwanted) {
+			b.warn(b.rules[n.Rule.Name].at, n.Rule.Name, false, "compare evt.type with it, so that sensors are asked for it", "rule %q is fed by no sensor: by default they leave out %s", n.Rule.Name, n)
+		}
+	}
+}
+
 func (b *setBuilder) set() *Set {
 	s := &Set{rules: b.out, programs: make([]*program, numClasses)}
 	for i, c := range b.compilers {
@@ -704,5 +803,8 @@ func (b *setBuilder) set() *Set {
 		}
 	}
 	s.selection(b)
+	if b.opts.Lint {
+		b.unfed(s)
+	}
 	return s
 }

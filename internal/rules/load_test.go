@@ -59,6 +59,7 @@ func TestErrors(t *testing.T) {
 		{"argument not closed", cond("proc.aname[1 = x"), "a.yaml:5:26: expected \"]\" for the argument of proc.aname, found \"=\""},
 		{"unknown transformer", cond("lower(proc.name) = x"), "a.yaml:5:14: unknown transformer \"lower\" (did you mean tolower?)"},
 
+		{"transformer to come", cond("concat(proc.name, proc.pname) = x"), "a.yaml:5:14: the transformer concat of Falco's development version is not there (compare the fields one by one)"},
 		{"unknown field", cond("proc.nmae = x"), "a.yaml:5:14: unknown field \"proc.nmae\" (did you mean proc.name?)"},
 		{"unknown macro", "- macro: spawned\n  condition: evt.num=1\n" + cond("spawnd"), "a.yaml:7:14: unknown macro \"spawnd\" (did you mean spawned?)"},
 		{"list as macro", "- list: l\n  items: [a]\n" + cond("l"), "a.yaml:7:14: \"l\" is a list: it stands behind in, intersects or pmatch (field in (l))"},
@@ -77,8 +78,8 @@ func TestErrors(t *testing.T) {
 		{"bad regex", cond("proc.name regex '('"), "a.yaml:5:30: regex: missing closing ): `(`"},
 		{"bad hex", cond("proc.name bcontains zz"), "a.yaml:5:34: \"zz\" is not an even number of hexadecimal digits"},
 		{"unknown system call", cond("evt.type = exceve"), "a.yaml:5:25: \"exceve\" is not the name of a system call (did you mean execve?)"},
-		{"transformed number", cond("tolower(proc.pid) = 1"), "a.yaml:5:14: tolower applies to text, and proc.pid is a number"},
-		{"val of other type", cond("proc.name = val(proc.pid)"), "a.yaml:5:30: val() compares text with text; proc.name is a text, proc.pid a number"},
+		{"transformed number", cond("tolower(proc.pid) = 1"), "a.yaml:5:14: tolower(proc.pid): transformers apply to text, len to lists too, and proc.pid is a number"},
+		{"val of other type", cond("proc.name = val(proc.pid)"), "a.yaml:5:30: fields of one type are compared; proc.name is a text, proc.pid a number without a sign"},
 		{"field of another source", cond("ka.verb = get"), "a.yaml:5:14: field ka.verb is not one of source syscall, which rule \"r\" is for"},
 		{"output", strings.Replace(cond("evt.num=1"), "output: o", "output: x=%proc.nmae", 1), "a.yaml:3:14: unknown field \"proc.nmae\" (did you mean proc.name?)"},
 		{"output of another source", strings.Replace(cond("evt.num=1"), "output: o", "output: x=%ka.verb", 1), "a.yaml:3:14: field ka.verb of the output is not one of source syscall"},

@@ -67,6 +67,16 @@ func lowerASCII(s string) string {
 	return string(b)
 }
 
+func upperASCII(s string) string {
+	b := []byte(s)
+	for i := range b {
+		if b[i] >= 'a' && b[i] <= 'z' {
+			b[i] -= 'a' - 'A'
+		}
+	}
+	return string(b)
+}
+
 func (m iContains) match(s string) bool {
 	n := len(m)
 	for i := 0; i+n <= len(s); i++ {
@@ -217,7 +227,8 @@ type regexMatch struct {
 
 func (m regexMatch) match(s string) bool { return m.re.MatchString(s) }
 
-// transformed applies functions to a value before it is matched.
+// transformed applies functions to a value before it is matched. What they
+// leave empty counts as not there.
 type transformed struct {
 	fs []transform
 	matcher
@@ -226,7 +237,7 @@ type transformed struct {
 func (m transformed) match(s string) bool {
 	for _, f := range m.fs {
 		var ok bool
-		if s, ok = f.apply(s); !ok {
+		if s, ok = f.apply(s); !ok || s == "" {
 			return false
 		}
 	}
@@ -239,12 +250,12 @@ func (t transform) apply(s string) (string, bool) {
 	case toLower:
 		return lowerASCII(s), true
 	case toUpper:
-		return strings.ToUpper(s), true
+		return upperASCII(s), true
 	case b64:
-		raw, err := base64.StdEncoding.DecodeString(s)
+		raw, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(s, "="))
 		return string(raw), err == nil
-	default: // baseName
-		return baseOf(s), true
+	default: // baseName; length is a field of its own: see derive
+		return s[strings.LastIndexByte(s, '/')+1:], true
 	}
 }
 

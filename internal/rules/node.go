@@ -3,7 +3,6 @@ package rules
 import (
 	"math/bits"
 	"net/netip"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -969,12 +968,4 @@ var containerFields = []field{
 		})},
 	{name: "k8s.peer.kind", doc: "What the remote address was: pod, service, node. A name of Picket's own.", readers: []reader{column(networkOnly, schemas.PeerKind)}},
 	{name: "k8s.peer.name", doc: "namespace/name of the remote pod or service, name of the node. A name of Picket's own.", readers: []reader{column(networkOnly, schemas.PeerName)}},
-}
-
-// baseOf is the transformer basename.
-func baseOf(p string) string {
-	if p == "" {
-		return ""
-	}
-	return path.Base(p)
 }

@@ -3,6 +3,7 @@ package rules
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,12 +16,17 @@ type outputPart struct {
 	literal string
 	operand *operand // nil for literal text
 	ref     string   // the field as written
+	width   int      // characters that the value is cut or filled up to; 0: as it is
 }
+
+// maxWidth bounds the width of a field in an output.
+const maxWidth = 1024
 
 // notThere is printed for a field that the event does not have, as Falco does.
 const notThere = "<NA>"
 
-// template parses the output of a rule. A field that Picket lacks prints <NA>
+// template parses the output of a rule. Before a field may stand a width, as in
+// %20proc.name. A field that Picket lacks prints <NA>
 // and is told of once.
 func (b *setBuilder) template(def *ruleDef, r *Rule, classes schemas.ClassSet) (parts []outputPart) {
 	src := def.output
@@ -46,9 +52,14 @@ func (b *setBuilder) template(def *ruleDef, r *Rule, classes schemas.ClassSet) (
 			continue
 		}
 		p := &parser{src: src, s: s, at: at}
-		if w := p.word(); w == "" || at+len(w) >= len(s) || s[at+len(w)] != '.' {
+		width := p.width()
+		if !p.fieldStarts() {
 			literal("%") // not a field
 			continue
+		}
+		if width > maxWidth {
+			b.error(p.pos(at), "", "width %s of a field in the output; it may be up to %d", s[at:p.at], maxWidth)
+			return nil
 		}
 		ref, end, fault := p.outputField()
 		if fault != nil {
@@ -66,15 +77,38 @@ func (b *setBuilder) template(def *ruleDef, r *Rule, classes schemas.ClassSet) (
 			} else {
 				b.warn(ref.at, r.Name, false, "", "rule %q prints %s for %s: %s", r.Name, notThere, ref.name, reason)
 			}
-			parts = append(parts, outputPart{ref: ref.String()})
+			parts = append(parts, outputPart{ref: ref.String(), width: width})
 			continue
 		case o.field.classes()&classes == 0:
 			b.error(ref.at, "", "field %s of the output is not one of source %s", o.ref, r.Source)
 			return nil
 		}
-		parts = append(parts, outputPart{operand: &o, ref: ref.String()})
+		if o, ok = b.checker.derived(o, ref); !ok {
+			return nil
+		}
+		parts = append(parts, outputPart{operand: &o, ref: ref.String(), width: width})
 	}
 	return parts
+}
+
+// width takes the digits that may stand before a field of an output: 0 without.
+func (p *parser) width() int {
+	n := 0
+	for !p.end() && p.s[p.at] >= '0' && p.s[p.at] <= '9' {
+		n = min(10*n+int(p.s[p.at]-'0'), maxWidth+1)
+		p.at++
+	}
+	return n
+}
+
+// fieldStarts reports whether a field or a transformer stands here.
+func (p *parser) fieldStarts() bool {
+	w := p.word()
+	if w == "" || p.at+len(w) >= len(p.s) {
+		return false
+	}
+	next := p.s[p.at+len(w)]
+	return next == '.' || next == '(' && slices.Contains(transformNames[:], w)
 }
 
 // outputField reads a field of a template, without white space behind it.
@@ -108,14 +142,17 @@ func (m Match) Output() string {
 	var b strings.Builder
 	r := &row{b: m.batch, i: m.Row, docs: &docs{}}
 	for _, p := range m.Rule.output {
-		switch v, ok := p.value(r); {
+		v, ok := p.value(r)
+		switch {
 		case p.ref == "":
-			b.WriteString(p.literal)
-		case ok:
-			b.WriteString(v)
-		default:
-			b.WriteString(notThere)
+			v = p.literal
+		case !ok:
+			v = notThere
 		}
+		if p.width > 0 {
+			v = fmt.Sprintf("%-*.*s", p.width, p.width, v)
+		}
+		b.WriteString(v)
 	}
 	return b.String()
 }

@@ -13,7 +13,7 @@ import (
 //	compare = field ( "exists" | operator value | operator list )
 //	field   = name "." name … [ "[" argument "]" ] | transformer "(" field ")"
 //	list    = "(" [ value { "," value } ] ")" | name
-//	value   = quoted | bare | "val(" field ")"
+//	value   = quoted | bare | "val(" field ")" | transformer "(" field ")"
 type parser struct {
 	src   *text
 	s     string
@@ -197,6 +197,7 @@ func (p *parser) check() *expr {
 	p.blank()
 	switch {
 	case op == opExists:
+	case p.otherField(c):
 	case op.takesList():
 		p.list(c)
 	default:
@@ -231,6 +232,10 @@ func (p *parser) field() fieldRef {
 			f.transforms = append(f.transforms, transform(t))
 			f.at = p.pos(at)
 			return f
+		}
+		switch w {
+		case "join", "concat", "getopt":
+			p.fail(p.at, "compare the fields one by one", "the transformer %s of Falco's development version is not there", w)
 		}
 		p.fail(p.at, didYouMean(w, transformNames[:]), "unknown transformer %q", w)
 	}
@@ -295,21 +300,31 @@ func (p *parser) peekOperator() (operator, int) {
 	return opNone, 0
 }
 
-func (p *parser) operand(c *comparison) {
-	if strings.HasPrefix(p.s[p.at:], "val(") {
-		p.at += len("val(")
-		p.blank()
-		f := p.field()
-		if p.end() || p.s[p.at] != ')' {
-			p.fail(p.at, "", "expected \")\" after %s, found %s", f, p.found())
-		}
-		p.at++
-		p.blank()
-		c.rhs = &f
-		return
+// otherField takes a field that stands in place of values, as val(field) or
+// with transformers.
+func (p *parser) otherField(c *comparison) bool {
+	w := p.word()
+	if w == "" || p.at+len(w) >= len(p.s) || p.s[p.at+len(w)] != '(' {
+		return false
 	}
-	c.values = []value{p.value(c, false)}
+	if w != "val" {
+		f := p.field()
+		c.rhs = &f
+		return true
+	}
+	p.at += len("val(")
+	p.blank()
+	f := p.field()
+	if p.end() || p.s[p.at] != ')' {
+		p.fail(p.at, "", "expected \")\" after %s, found %s", f, p.found())
+	}
+	p.at++
+	p.blank()
+	c.rhs = &f
+	return true
 }
+
+func (p *parser) operand(c *comparison) { c.values = []value{p.value(c, false)} }
 
 func (p *parser) list(c *comparison) {
 	if p.end() || p.s[p.at] != '(' {
@@ -364,8 +379,9 @@ func (p *parser) value(c *comparison, inList bool) value {
 }
 
 // escapes are the characters that mean something else behind a backslash in a
-// quoted string; before any other character the backslash stays.
-var escapes = map[byte]byte{'n': '\n', 'r': '\r', 't': '\t', '\\': '\\', '"': '"', '\'': '\'', '/': '/'}
+// quoted string, \xHH apart; before any other character the backslash stays, so
+// that regular expressions need no second one. A blank is Falco's, for a rule of its own.
+var escapes = map[byte]byte{'n': '\n', 'r': '\r', 't': '\t', 'f': '\f', '\\': '\\', '"': '"', '\'': '\'', '/': '/', ' ': '\\'}
 
 // quoted reads a string in single or double quotes.
 func (p *parser) quoted() string {
@@ -382,6 +398,16 @@ func (p *parser) quoted() string {
 		case c == '\\' && p.at+1 < len(p.s) && escapes[p.s[p.at+1]] != 0:
 			p.at++
 			b.WriteByte(escapes[p.s[p.at]])
+		case c == '\\' && p.at+3 < len(p.s) && p.s[p.at+1] == 'x':
+			n, err := strconv.ParseUint(p.s[p.at+2:p.at+4], 16, 8)
+			if err != nil {
+				p.fail(p.at, "as in \\xFF", "expected two hexadecimal digits after \\x, found %.10q", p.s[p.at+2:])
+			}
+			if n == 0 {
+				p.fail(p.at, "", "\\x00 is in no text")
+			}
+			b.WriteByte(byte(n))
+			p.at += 3
 		default:
 			b.WriteByte(c)
 		}

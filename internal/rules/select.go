@@ -10,7 +10,8 @@ import (
 // What the loaded rules need of the sensors: classes, system calls, and the
 // paths whose opens for reading are to be events.
 
-// Syscalls returns the values of evt.type that enabled rules name, sorted.
+// Syscalls returns the values of evt.type that enabled rules name, or whose
+// evt.action they name, sorted.
 func (s *Set) Syscalls() []string { return s.syscalls }
 
 // WatchedPaths returns the paths whose opens for reading the enabled rules
@@ -59,7 +60,8 @@ func (s *Set) selection(b *setBuilder) {
 	s.watched = minimal(all)
 }
 
-// syscalls calls f for every literal that evt.type is compared with below e.
+// syscalls calls f for every call that evt.type, or its action that evt.action,
+// is compared with below e.
 func (p *program) syscalls(e edge, f func(string)) {
 	if e == edgeTrue || e == edgeFalse {
 		return
@@ -68,9 +70,17 @@ func (p *program) syscalls(e edge, f func(string)) {
 	for _, k := range n.kids {
 		p.syscalls(k, f)
 	}
-	if n.pred != nil && n.pred.operand.ref == "evt.type" {
+	switch {
+	case n.pred == nil:
+	case n.pred.operand.ref == "evt.type":
 		for _, v := range n.pred.values {
 			f(v)
+		}
+	case n.pred.operand.ref == "evt.action":
+		for _, call := range classSyscalls[p.class] {
+			if slices.ContainsFunc(actionsOf(p.class, call), func(a string) bool { return slices.Contains(n.pred.values, a) }) {
+				f(call)
+			}
 		}
 	}
 }

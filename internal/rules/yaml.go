@@ -61,7 +61,8 @@ type exceptionValue struct {
 // reader turns the YAML of one file into items.
 type yamlReader struct {
 	*report
-	file *file
+	file   *file
+	strict bool
 }
 
 var yamlLine = regexp.MustCompile(`line (\d+): `)
@@ -95,6 +96,9 @@ func (y *yamlReader) read(data []byte) (items []item) {
 			continue
 		}
 		for _, n := range root.Content {
+			if n.Tag == "!!null" {
+				continue
+			}
 			if it, ok := y.item(n); ok {
 				items = append(items, it)
 			}
@@ -216,6 +220,12 @@ var ruleID = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 // maxRisk is the highest risk score of a rule.
 const maxRisk = 100
 
+// nameForms are what macros and lists may be called, so that conditions can name them.
+var nameForms = map[string]*regexp.Regexp{
+	"macro": regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_]*$`),
+	"list":  regexp.MustCompile(`^[^()"'\s=,]+$`),
+}
+
 // ignoredKeys are keys of the language that change nothing here.
 var ignoredKeys = map[string]string{
 	"capture":          "Picket records no captures",
@@ -244,7 +254,12 @@ func (y *yamlReader) item(n *yaml.Node) (it item, ok bool) {
 			}
 			it.kind = k.Value
 			it.at = y.pos(n.Content[i+1])
-			if it.kind == "required_engine_version" || it.kind == "required_plugin_versions" {
+			switch it.kind {
+			case "required_engine_version":
+				y.engineVersion(n.Content[i+1])
+				return it, false
+			case "required_plugin_versions":
+				y.pluginVersions(n.Content[i+1])
 				return it, false
 			}
 			t, ok := y.scalar(n.Content[i+1], k.Value)
@@ -253,6 +268,11 @@ func (y *yamlReader) item(n *yaml.Node) (it item, ok bool) {
 			}
 			if it.name = strings.TrimSpace(t.value); it.name == "" {
 				y.error(it.at, "", "%s without a name", it.kind)
+				return it, false
+			}
+			if form := nameForms[it.kind]; form != nil && !form.MatchString(it.name) {
+				y.error(it.at, map[string]string{"macro": "use letters, digits and _, a letter first", "list": "without blanks, quotes, parentheses, commas and ="}[it.kind],
+					"%.80q is no name of a %s", it.name, it.kind)
 				return it, false
 			}
 		}
@@ -365,6 +385,10 @@ func (y *yamlReader) override(it *item, v *yaml.Node) {
 	it.override = make(map[string]string)
 	for i := 0; i+1 < len(v.Content); i += 2 {
 		k, how := v.Content[i], v.Content[i+1]
+		if !slices.Contains(itemKeys[it.kind], k.Value) || k.Value == "append" || k.Value == "override" {
+			y.error(y.pos(k), didYouMean(k.Value, itemKeys[it.kind]), "%s has no key %q that could be overridden", it.kind, k.Value)
+			continue
+		}
 		switch how.Value {
 		case "replace":
 		case "append":
@@ -384,6 +408,9 @@ func (y *yamlReader) override(it *item, v *yaml.Node) {
 }
 
 func (y *yamlReader) exceptions(n *yaml.Node) (out []exception) {
+	if n.Tag == "!!null" {
+		return nil
+	}
 	if n.Kind != yaml.SequenceNode {
 		y.error(y.pos(n), "", "expected a list for exceptions, found %s", describe(n))
 		return nil
@@ -414,6 +441,10 @@ func (y *yamlReader) exceptions(n *yaml.Node) (out []exception) {
 		}
 		if x.name == "" {
 			y.error(x.at, "", "exception without a name")
+			continue
+		}
+		if slices.ContainsFunc(out, func(o exception) bool { return o.name == x.name }) {
+			y.error(x.at, "give each a name of its own", "exception %q stands twice", x.name)
 			continue
 		}
 		if values != nil {

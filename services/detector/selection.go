@@ -42,8 +42,9 @@ type selector struct {
 
 // need is what a set of rules needs of a sensor.
 type need struct {
-	paths []string // that the rules read
-	calls []string // that they are about
+	paths []string     // that the rules read
+	calls []string     // that they are about
+	needs []rules.Need // of each rule
 }
 
 func newSelector(b *bus.Bus, set *rules.Set, log *slog.Logger) (*selector, error) {
@@ -59,7 +60,7 @@ func newSelector(b *bus.Bus, set *rules.Set, log *slog.Logger) (*selector, error
 // use makes a set of rules the one that sensors are told of: each anew, with
 // its next report. It may be called while run runs.
 func (s *selector) use(set *rules.Set) {
-	n := &need{paths: set.WatchedPaths(), calls: set.Syscalls()}
+	n := &need{paths: set.WatchedPaths(), calls: set.Syscalls(), needs: set.Needs()}
 	if len(n.paths) > maxWatched {
 		s.log.Error("the rules read more paths than a sensor can watch: those beyond are seen only when they are written", "paths", len(n.paths), "watched", maxWatched, "first_beyond", n.paths[maxWatched])
 		n.paths = n.paths[:maxWatched]
@@ -134,6 +135,9 @@ func (s *selector) tell(ctx context.Context, key string) error {
 				return fmt.Errorf("the selection that is there is no selection: %w", err)
 			}
 		case !errors.Is(err, jetstream.ErrKeyNotFound):
+			return err
+		}
+		if err := s.reportUnfed(ctx, key, sel, need); err != nil {
 			return err
 		}
 		if slices.Equal(sel.WatchedPaths, need.paths) && slices.Equal(sel.WantedCalls, need.calls) {

@@ -102,6 +102,34 @@ func TestSelection(t *testing.T) {
 	if one, _ = get("node-1"); !slices.Equal(one.Classes, []string{"process"}) || len(one.WatchedPaths) != 1 {
 		t.Errorf("after an operator's change: %+v", one)
 	}
+	// Rules that an operator's selection leaves without events are told of, until
+	// it feeds them again.
+	state, err := f.admin.JS.KeyValue(t.Context(), schemas.BucketState)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := state.Get(t.Context(), schemas.UnfedPrefix+key("node-1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var unfed schemas.Unfed
+	if err := json.Unmarshal(e.Value(), &unfed); err != nil {
+		t.Fatal(err)
+	}
+	if want := []schemas.UnfedRule{{Rule: "Key read", Needs: "open, openat"}, {Rule: "Connection ended", Needs: "close"}}; !slices.Equal(unfed.Rules, want) || time.Since(unfed.Time) > time.Minute {
+		t.Errorf("unfed: %+v, want %v", unfed, want)
+	}
+	if _, err := state.Get(t.Context(), schemas.UnfedPrefix+key("node-2")); err == nil {
+		t.Error("node-2 feeds every rule and is told of")
+	}
+	if _, err := kv.PutString(t.Context(), key("node-1"), `{"unwanted_calls":["close","openat"]}`); err != nil {
+		t.Fatal(err)
+	}
+	f.d.selector.seen.Add(key("node-1"), time.Now().Add(-2*lookAgain))
+	send(schemas.ServiceSensor, "node-1")
+	if _, err := state.Get(t.Context(), schemas.UnfedPrefix+key("node-1")); err == nil {
+		t.Error("node-1 feeds every rule again, since the calls are wanted, and is told of")
+	}
 	// What is no selection is left alone, and said.
 	if _, err := kv.PutString(t.Context(), key("node-3"), "nonsense"); err != nil {
 		t.Fatal(err)
