@@ -70,6 +70,6 @@ func newRules() *cobra.Command {
 			return t.flush()
 		},
 	}
-	c.AddCommand(check, list)
+	c.AddCommand(check, list, newRulesTest())
 	return c
 }
