@@ -1,6 +1,7 @@
 package rules_test
 
 import (
+	"os"
 	"path"
 	"regexp"
 	"slices"
@@ -94,5 +95,21 @@ func TestPack(t *testing.T) {
 		if slices.Contains(p, wide) {
 			t.Errorf("the pack asks for every open for reading under %s", wide)
 		}
+	}
+}
+
+// TestCoverage holds the pack to its catalogues, and docs/coverage.md to the
+// pack.
+func TestCoverage(t *testing.T) {
+	want, err := pack.Coverage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile("../docs/coverage.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, got, _ := strings.Cut(string(data), "-->\n\n"); got != want {
+		t.Error("docs/coverage.md is not what the pack gives: run go run ./internal/docsgen")
 	}
 }
