@@ -98,6 +98,41 @@ func TestPack(t *testing.T) {
 	}
 }
 
+// TestResponseQueries holds the SQL that rules advise to the tables there are.
+func TestResponseQueries(t *testing.T) {
+	query := regexp.MustCompile(`picket query "([^"]*)"`)
+	from := regexp.MustCompile(`FROM (\w+)`)
+	text := regexp.MustCompile(`'[^']*'`)
+	column := regexp.MustCompile(`\b[a-z0-9]+(_[a-z0-9]+)+\b`)
+	found := 0
+	for _, r := range load(t).Rules() {
+		for _, m := range query.FindAllStringSubmatch(strings.Join(r.Response, "\n"), -1) {
+			found++
+			table := from.FindStringSubmatch(m[1])
+			if table == nil {
+				t.Errorf("rule %q: no table in %q", r.Name, m[1])
+				continue
+			}
+			if table[1] == "alerts" {
+				continue // has no registry
+			}
+			class, err := schemas.ParseClass(table[1])
+			if err != nil {
+				t.Errorf("rule %q: %v", r.Name, err)
+				continue
+			}
+			for _, c := range column.FindAllString(text.ReplaceAllString(m[1], ""), -1) {
+				if id, ok := schemas.FieldByName(c); !ok || !id.Field().Classes.Has(class) {
+					t.Errorf("rule %q: table %s has no column %q", r.Name, class, c)
+				}
+			}
+		}
+	}
+	if found < 40 {
+		t.Errorf("%d queries found", found)
+	}
+}
+
 // TestCoverage holds the pack to its catalogues, and docs/coverage.md to the
 // pack.
 func TestCoverage(t *testing.T) {
