@@ -84,6 +84,10 @@ bench-sensor: ## What the sensor costs its node, with limits (root, quiet machin
 	$(GOBUILD) -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/picket-sensor
 	$(GO) run ./test/bench-sensor $(ARGS)
 
+.PHONY: bench-noise
+bench-noise: ## Alerts of the default pack on ordinary work, with its limit (root, debootstrap, a Debian mirror)
+	test/noise/noise.sh $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what was built
 	rm -rf bin

@@ -1,50 +1,18 @@
 package rules_test
 
 import (
-	"encoding/json"
-	"fmt"
-	"maps"
-	"net/netip"
 	"os"
-	"path/filepath"
+	"path"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
-	"go.yaml.in/yaml/v3"
-
-	"picket/internal/batch"
 	"picket/internal/rules"
+	"picket/internal/ruletest"
 	pack "picket/rules"
 	"picket/schemas"
 )
-
-// ruleTest is a file of tests/ (docs/rules.md describes the format).
-type ruleTest struct {
-	Rule  string     `yaml:"rule"`
-	Cases []testCase `yaml:"cases"`
-}
-
-type testCase struct {
-	Name  string         `yaml:"name"`
-	Fires *bool          `yaml:"fires"`
-	Class string         `yaml:"class"`
-	Event map[string]any `yaml:"event"`
-}
-
-// defaults are the columns that events of a class have unless a test says
-// otherwise.
-var defaults = map[schemas.Class]map[string]any{
-	schemas.Process: {"action": "exec", "syscall": "execve"},
-	schemas.File:    {"action": "open", "syscall": "openat", "fd_number": 3, "file_mode": 0o100644},
-	schemas.Network: {"action": "connect", "syscall": "connect", "fd_number": 3, "network_transport": "tcp", "network_type": "ipv4",
-		"network_direction": "outbound", "network_local_address": "10.0.0.5", "network_local_port": 40000},
-	schemas.Kernel: {"result": 0},
-	schemas.DNS:    {"action": "query", "syscall": "dns", "network_transport": "udp", "network_peer_port": 53},
-	schemas.Audit:  {"action": "audit", "audit_stage": "ResponseComplete", "audit_response_code": 200, "audit_authorization_decision": "allow"},
-}
 
 func load(t *testing.T) *rules.Set {
 	t.Helper()
@@ -64,191 +32,119 @@ func slug(rule string) string {
 	return strings.Trim(slugOf.ReplaceAllString(strings.ToLower(rule), "-"), "-")
 }
 
-// TestRules runs the tests of every rule, and fails for a rule without.
+// TestRules runs the tests of every rule, and fails for a rule without, or
+// without a case that fires and one that does not.
 func TestRules(t *testing.T) {
-	set := load(t)
-	ev := set.NewEvaluator()
-	wanted := make(map[string]bool)
-	for _, r := range set.Rules() {
-		file := slug(r.Name) + ".yaml"
-		wanted[file] = true
-		t.Run(slug(r.Name), func(t *testing.T) {
-			test := readTest(t, filepath.Join("tests", file))
-			if test.Rule != r.Name {
-				t.Fatalf("%s is about rule %q, not %q", file, test.Rule, r.Name)
-			}
-			fires, quiet := 0, 0
-			for _, c := range test.Cases {
-				if c.Fires == nil {
-					t.Fatalf("case %q does not say whether the rule fires", c.Name)
-				}
-				b := event(t, c)
-				got := false
-				ev.Eval(b, func(m rules.Match) {
-					if m.Rule != r {
-						return
-					}
-					got = true
-					if out := m.Output(); out == "" || strings.Contains(out, "%") && !strings.Contains(fmt.Sprint(c.Event), "%") {
-						t.Errorf("case %q: output %q", c.Name, out)
-					}
-				})
-				if got != *c.Fires {
-					t.Errorf("case %q: fires is %v, want %v", c.Name, got, *c.Fires)
-				}
-				if *c.Fires {
-					fires++
-				} else {
-					quiet++
-				}
-			}
-			if fires == 0 || quiet == 0 {
-				t.Errorf("%s needs at least one case that fires (has %d) and one that does not (has %d)", file, fires, quiet)
-			}
-		})
-	}
-	entries, err := os.ReadDir("tests")
+	tests, err := pack.Tests()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, e := range entries {
-		if !wanted[e.Name()] {
-			t.Errorf("tests/%s belongs to no rule", e.Name())
-		}
+	for _, r := range ruletest.Run(load(t), tests) {
+		t.Run(slug(r.Rule), func(t *testing.T) {
+			for _, f := range r.Failures {
+				t.Error(f)
+			}
+			if r.Fires == 0 || r.Quiet == 0 {
+				t.Errorf("it needs at least one case that fires (has %d) and one that does not (has %d)", r.Fires, r.Quiet)
+			}
+			if want := slug(r.Rule) + ".yaml"; path.Base(r.File) != want {
+				t.Errorf("its tests are in %q, want rules/tests/%s", r.File, want)
+			}
+		})
 	}
 }
 
 // TestPack holds the pack to what every rule of it must have.
 func TestPack(t *testing.T) {
 	set := load(t)
-	node, audit := 0, 0
+	id := regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
 	for _, r := range set.Rules() {
-		if len(r.Techniques) == 0 || r.Description == "" || len(r.Tags) == 0 || len(r.FalsePositives) == 0 {
-			t.Errorf("rule %q lacks one of mitre, desc, tags, false_positives", r.Name)
+		for key, has := range map[string]bool{
+			"desc": r.Description != "", "mitre": len(r.Techniques) > 0, "tags": len(r.Tags) > 0, "references": len(r.References) > 0,
+			"false_positives": len(r.FalsePositives) > 0, "response": len(r.Response) > 0,
+		} {
+			if !has {
+				t.Errorf("rule %q has no %s", r.Name, key)
+			}
+		}
+		if !id.MatchString(r.ID) {
+			t.Errorf("rule %q has the id %q; want words in lower case with dashes", r.Name, r.ID)
+		}
+		for _, ref := range r.References {
+			if !strings.HasPrefix(ref, "https://") {
+				t.Errorf("rule %q: reference %q is no address", r.Name, ref)
+			}
+		}
+		for _, technique := range r.Techniques {
+			if now, ok := schemas.TechniqueByID(technique); !ok || now.ID != technique {
+				t.Errorf("rule %q: ATT&CK %s has no technique %s (now %s)", r.Name, schemas.AttackVersion, technique, now.ID)
+			}
 		}
 		if !r.Enabled || len(r.Classes) == 0 {
 			t.Errorf("rule %q matches nothing", r.Name)
 		}
-		if r.Source == "syscall" {
-			node++
-		} else {
-			audit++
-		}
-	}
-	if node < 14 || audit < 8 {
-		t.Errorf("%d node and %d audit rules", node, audit)
 	}
 	if got := set.Classes(); len(got) != 6 {
 		t.Errorf("classes %v", got)
 	}
-	if p := set.WatchedPaths(); !slices.Contains(p, "/etc/shadow") || slices.Contains(p, "/") {
+	p := set.WatchedPaths()
+	if !slices.Contains(p, "/etc/shadow") || len(p) > 200 {
 		t.Errorf("watched paths %v", p)
 	}
+	for _, wide := range []string{"/", "/etc", "/home", "/root", "/proc", "/usr", "/var", "/var/lib"} {
+		if slices.Contains(p, wide) {
+			t.Errorf("the pack asks for every open for reading under %s", wide)
+		}
+	}
 }
 
-func readTest(t *testing.T, file string) ruleTest {
-	t.Helper()
-	data, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatalf("a rule without a test: %v", err)
+// TestResponseQueries holds the SQL that rules advise to the tables there are.
+func TestResponseQueries(t *testing.T) {
+	query := regexp.MustCompile(`picket query "([^"]*)"`)
+	from := regexp.MustCompile(`FROM (\w+)`)
+	text := regexp.MustCompile(`'[^']*'`)
+	column := regexp.MustCompile(`\b[a-z0-9]+(_[a-z0-9]+)+\b`)
+	found := 0
+	for _, r := range load(t).Rules() {
+		for _, m := range query.FindAllStringSubmatch(strings.Join(r.Response, "\n"), -1) {
+			found++
+			table := from.FindStringSubmatch(m[1])
+			if table == nil {
+				t.Errorf("rule %q: no table in %q", r.Name, m[1])
+				continue
+			}
+			if table[1] == "alerts" {
+				continue // has no registry
+			}
+			class, err := schemas.ParseClass(table[1])
+			if err != nil {
+				t.Errorf("rule %q: %v", r.Name, err)
+				continue
+			}
+			for _, c := range column.FindAllString(text.ReplaceAllString(m[1], ""), -1) {
+				if id, ok := schemas.FieldByName(c); !ok || !id.Field().Classes.Has(class) {
+					t.Errorf("rule %q: table %s has no column %q", r.Name, class, c)
+				}
+			}
+		}
 	}
-	var test ruleTest
-	dec := yaml.NewDecoder(strings.NewReader(string(data)))
-	dec.KnownFields(true)
-	if err := dec.Decode(&test); err != nil {
-		t.Fatalf("%s: %v", file, err)
+	if found < 40 {
+		t.Errorf("%d queries found", found)
 	}
-	return test
 }
 
-// event builds a batch of one row.
-func event(t *testing.T, c testCase) *batch.Batch {
-	t.Helper()
-	class, err := schemas.ParseClass(c.Class)
+// TestCoverage holds the pack to its catalogues, and docs/coverage.md to the
+// pack.
+func TestCoverage(t *testing.T) {
+	want, err := pack.Coverage()
 	if err != nil {
 		t.Fatal(err)
 	}
-	columns := maps.Clone(defaults[class])
-	maps.Copy(columns, c.Event)
-	b := batch.NewBuilder(class, schemas.Columns(class))
-	for name, v := range columns {
-		id, ok := schemas.FieldByName(name)
-		if !ok || !id.Field().Classes.Has(class) {
-			t.Fatalf("case %q: class %s has no column %q", c.Name, class, name)
-		}
-		if err := set(b, id, v); err != nil {
-			t.Fatalf("case %q: %s: %v", c.Name, name, err)
-		}
+	data, err := os.ReadFile("../docs/coverage.md")
+	if err != nil {
+		t.Fatal(err)
 	}
-	b.EndRow()
-	return b.Batch()
-}
-
-// set sets a column to a value of a YAML file.
-func set(b *batch.Builder, id schemas.FieldID, v any) error {
-	text := fmt.Sprint(v)
-	switch id.Field().Type {
-	case schemas.Text, schemas.Name:
-		if m, ok := v.(map[string]any); ok {
-			data, err := json.Marshal(m)
-			if err != nil {
-				return err
-			}
-			text = string(data)
-		}
-		b.Str(id, text)
-	case schemas.Bool:
-		x, err := strconv.ParseBool(text)
-		if err != nil {
-			return err
-		}
-		b.Bool(id, x)
-	case schemas.Uint32:
-		x, err := strconv.ParseUint(text, 10, 32)
-		if err != nil {
-			return err
-		}
-		b.Uint32(id, uint32(x))
-	case schemas.Uint64:
-		x, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			return err
-		}
-		b.Uint64(id, x)
-	case schemas.Int64, schemas.Time:
-		x, err := strconv.ParseInt(text, 10, 64)
-		if err != nil {
-			return err
-		}
-		b.Int64(id, x)
-	case schemas.IP:
-		a, err := netip.ParseAddr(text)
-		if err != nil {
-			return err
-		}
-		b.Bytes16(id, a.As16())
-	case schemas.List, schemas.Names:
-		items, ok := v.([]any)
-		if !ok {
-			return fmt.Errorf("want a list, found %v", v)
-		}
-		list := make([]string, len(items))
-		for i, x := range items {
-			list[i] = fmt.Sprint(x)
-		}
-		b.List(id, list)
-	case schemas.Map:
-		items, ok := v.(map[string]any)
-		if !ok {
-			return fmt.Errorf("want a mapping, found %v", v)
-		}
-		m := make(map[string]string, len(items))
-		for k, x := range items {
-			m[k] = fmt.Sprint(x)
-		}
-		b.Map(id, m)
-	default:
-		return fmt.Errorf("tests cannot set a column of this type")
+	if _, got, _ := strings.Cut(string(data), "-->\n\n"); got != want {
+		t.Error("docs/coverage.md is not what the pack gives: run go run ./internal/docsgen")
 	}
-	return nil
 }

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
-files=$(git ls-files 'bpf/*_bpfel.go' 'bpf/*_bpfel.o' 'docs/reference/*')
+files=$(git ls-files 'bpf/*_bpfel.go' 'bpf/*_bpfel.o' 'docs/reference/*' docs/coverage.md)
 for f in $files; do
 	mkdir -p "$tmp/$(dirname "$f")"
 	cp "$f" "$tmp/$f"

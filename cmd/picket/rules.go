@@ -33,6 +33,6 @@ func newRules() *cobra.Command {
 			return t.flush()
 		},
 	}
-	c.AddCommand(newRulesCheck(), list)
+	c.AddCommand(newRulesCheck(), list, newRulesTest())
 	return c
 }

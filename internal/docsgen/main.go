@@ -1,4 +1,4 @@
-// Command docsgen writes the reference pages in docs/reference from the code
+// Command docsgen writes the reference pages in docs/reference, and docs/coverage.md, from the code
 // that they describe. `make generate` runs it, and CI fails when a page is not
 // what it writes.
 package main
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"picket/internal/config"
+	"picket/rules"
 	"picket/schemas"
 	auditlogingest "picket/services/auditlog-ingest"
 	"picket/services/detector"
@@ -25,6 +26,12 @@ const header = "<!-- Written by `make generate` (internal/docsgen) from the code
 
 func main() {
 	pages := map[string]string{"fields.md": fields(), "config.md": configs(), "bus.md": busPage(), "calls.md": calls()}
+	coverage, err := rules.Coverage()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "docsgen:", err)
+		os.Exit(1)
+	}
+	pages["../coverage.md"] = coverage
 	for name, text := range pages {
 		if err := os.WriteFile(filepath.Join("docs", "reference", name), []byte(header+text), 0o644); err != nil {
 			fmt.Fprintln(os.Stderr, "docsgen:", err)

@@ -73,7 +73,7 @@ func All() []Behaviour {
 		{"module-load", "offers a file that is no module to the kernel as one", "T1547.006", "Kernel module loaded", false, moduleLoad},
 		{"bpf-program", "loads an eBPF program that does nothing and is attached to nothing", "T1014", "eBPF program loaded", false, inner("bpf-program", 0)},
 		{"process-injection", "attaches to a process of its own as a debugger does, and lets it go", "T1055.008", "Another process manipulated", false, inner("process-injection", 0)},
-		{"kill-agent", "kills a process of its own that is named like the audit daemon", "T1562.001", "Security agent stopped", false, killAgent},
+		{"kill-agent", "kills a process of its own that is named like the audit daemon", "T1685", "Security agent stopped", false, killAgent},
 		{"sniffer", "opens a packet socket, and closes it", "T1040", "Packet socket opened", false, sniffer},
 		{"kexec", "asks for a new kernel with arguments that the kernel refuses", "T1014", "Kernel replaced", false, kexec},
 		{"host-namespace", "starts a program named nsenter with the arguments of an escape to the host", "T1611", "Host namespaces entered", false, fakeTool("nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--", "/bin/sh")},
