@@ -67,6 +67,18 @@ func lowerASCII(s string) string {
 	return string(b)
 }
 
+// upperASCII is the ASCII upper case of s: what is not ASCII stays, as in Falco
+// and in ClickHouse.
+func upperASCII(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c >= 'a' && c <= 'z' {
+			b[i] = c - ('a' - 'A')
+		}
+	}
+	return string(b)
+}
+
 func (m iContains) match(s string) bool {
 	n := len(m)
 	for i := 0; i+n <= len(s); i++ {
@@ -239,7 +251,7 @@ func (t transform) apply(s string) (string, bool) {
 	case toLower:
 		return lowerASCII(s), true
 	case toUpper:
-		return strings.ToUpper(s), true
+		return upperASCII(s), true
 	case b64:
 		raw, err := base64.StdEncoding.DecodeString(s)
 		return string(raw), err == nil
