@@ -223,7 +223,8 @@ var documents = []string{
 	`not json`, `{"data":{"a":"\u0073h"}}`, `{"data":{"a":"\u0073h\u003c","b":[1,-2,{"c":null}]},"metadata":{"name":"\u00e9\n\ud83d\ude00\/"}}`, `[1,2]`, `[[1],"a"]`, `"a"`, `7`, `null`, `{}`, `{"":{"":"a"}}`,
 	`{"roleRef":{"name":"a"},"subjects":[{"kind":"User","name":"sh"},{"name":"a"}],"rules":[{"verbs":["*","get"],"resources":["a"],"apiGroups":[""]},{"verbs":[]}]}`,
 	`{"spec":{"containers":{"0":{"image":"key"}},"replicas":3}}`, `{"a":1,"a":2,"metadata":{"name":"x","name":"y"}}`,
-	`{"spec":{"ports":[{"port":1.5,"x":1e3},{"port":-0}],"replicas":1.50}}`, `{"a":`, "{\"data\":\"a\\u0000b\"}",
+	`{"spec":{"ports":[{"port":1.5,"x":1e3},{"port":-0}],"replicas":1.50}}`,
+	`{"spec":{"ports":[1e20,1e21,-1.5e-7,0.000001,-0.0,123456789012345678901.5,18446744073709551615,-9223372036854775808,5e-324,1e-400,{"\u2028\u001f \u0000/\b<":"\"\\"},"` + "\u2028\u2029\u007f" + `"]}}`, `{"a":`, "{\"data\":\"a\\u0000b\"}",
 }
 
 // hostileBatch fills every column with values that are hard to read, some absent.
