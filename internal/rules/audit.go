@@ -273,7 +273,7 @@ func appendJSONList(dst []byte, r *row, id schemas.FieldID) []byte {
 		} else {
 			dst = append(dst, ',')
 		}
-		dst = appendJSONString(dst, v)
+		dst = append(appendEscaped(append(dst, '"'), v), '"')
 	}
 	if len(dst) > start {
 		dst = append(dst, ']')

@@ -48,7 +48,8 @@ func (r *Rule) SQL(c schemas.Class) (string, error) {
 }
 
 // OutputSQL returns an expression for the rule's output of a row of the
-// class's table: text. The errors are those of SQL.
+// class's table: text. A field that is not in SQL shows as one that the event
+// does not have. The error says that the expression would be too long.
 func (r *Rule) OutputSQL(c schemas.Class) (string, error) {
 	var parts []string
 	size := 0
@@ -56,11 +57,9 @@ func (r *Rule) OutputSQL(c schemas.Class) (string, error) {
 		s := sqlString(notThere)
 		switch {
 		case p.operand != nil:
-			e, ok := p.operand.output(c)
-			if !ok {
-				return "", &NotInSQL{r.Name, p.ref, c}
+			if e, ok := p.operand.output(c); ok {
+				s = e
 			}
-			s = e
 		case p.ref == "":
 			s = sqlString(p.literal)
 		}
@@ -80,19 +79,17 @@ func (r *Rule) OutputSQL(c schemas.Class) (string, error) {
 
 // OutputFields returns the fields of the rule's output in order, each once, as
 // they are written, with the expressions of their values as text: empty where
-// the event does not have the field.
-func (r *Rule) OutputFields(c schemas.Class) (names, exprs []string, err error) {
+// the event does not have the field. Those that are not in SQL are left out.
+func (r *Rule) OutputFields(c schemas.Class) (names, exprs []string) {
 	for _, p := range r.output {
 		if p.operand == nil || slices.Contains(names, p.ref) {
 			continue
 		}
-		e, ok := p.operand.text(c)
-		if !ok {
-			return nil, nil, &NotInSQL{r.Name, p.ref, c}
+		if e, ok := p.operand.text(c); ok {
+			names, exprs = append(names, p.ref), append(exprs, e.value)
 		}
-		names, exprs = append(names, p.ref), append(exprs, e.value)
 	}
-	return names, exprs, nil
+	return names, exprs
 }
 
 func (r *Rule) tooLong() error {

@@ -172,6 +172,9 @@ func pointerSQL(arg string) (sqlValue, bool) {
 		}
 	}
 	for p, id := range pointerLists {
+		if arg == p {
+			return sqlValue{value: fmt.Sprintf(`if(empty(%[1]s), '', replaceAll(toJSONString(%[1]s), '\\/', '/'))`, id)}, true
+		}
 		if rest, ok := strings.CutPrefix(arg, p+"/"); ok {
 			i, _ := strconv.Atoi(rest) // pointer has parsed it
 			return sqlValue{value: nthSQL(id, i)}, true
@@ -603,7 +606,7 @@ var sqlFields = map[string]sqlField{
 	"jevt.time.iso8601": isoTime,
 }
 
-// notInSQL are the fields that have no expression, with the reason.
+// notInSQL are the fields that have no expression, with the reason: a table of docs/hunting.md.
 var notInSQL = map[string]string{
 	"jevt.obj": "it is the whole event, which ClickHouse has as columns",
 }
