@@ -55,7 +55,10 @@ func newRoot() *cobra.Command {
 	f.StringVar(&t.credentials, "credentials", "", "NATS credentials file, with --nats")
 	f.StringVar(&t.clickhouse, "clickhouse", "", "ClickHouse HTTP address to use instead of the one on this machine")
 	root.AddCommand(newUp(&t), newDemo(&t), newSimulate(), newAlerts(&t), newQuery(&t), newStatus(&t),
-		newRecord(), newReplay(), newRules(), newMigrate(&t), newCredentials(), newSeccomp())
+		newRecord(), newReplay(), newMigrate(&t), newCredentials(), newSeccomp())
+	ruleFiles := newRules()
+	ruleFiles.AddCommand(newBacktest(&t))
+	root.AddCommand(ruleFiles, newHunt(&t))
 	return root
 }
 
