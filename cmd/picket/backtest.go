@@ -146,7 +146,7 @@ func (h *hunt) backtest(cmd *cobra.Command, t *target, output string) error {
 // count adds to the results what the rules of the scan match.
 func (s *scan) count(cmd *cobra.Command, db *store.DB, span string, results map[*rules.Rule]*backtest) error {
 	add := func(group, more string, each func(b *backtest, name string, n uint64)) error {
-		sql := fmt.Sprintf("SELECT hit, toString(%s) AS part, count()\nFROM %s\nGROUP BY hit, part\nORDER BY hit, 3 DESC, part%s", group, s.from(span), more)
+		sql := fmt.Sprintf("SELECT hit, toString(%s) AS part, count()\nFROM %s\nGROUP BY hit, part\nORDER BY hit, 3 DESC, part%s\n%s", group, s.from(span), more, rules.Settings)
 		return eachRow(cmd, db, sql, func(row []json.RawMessage) error {
 			var hit int
 			var name string

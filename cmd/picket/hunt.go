@@ -177,6 +177,7 @@ func (h *hunt) loadCondition() (*rules.Rule, error) {
 // scan is one statement's part: some rules over one class.
 type scan struct {
 	class schemas.Class
+	sql   *rules.SQL
 	rules []*rules.Rule
 	conds []string
 	json  bool // some condition reads a JSON document
@@ -187,9 +188,9 @@ type scan struct {
 func scans(all []*rules.Rule, errOut io.Writer) ([]scan, error) {
 	var out []scan
 	for _, c := range schemas.Classes() {
-		s := scan{class: c}
+		s := scan{class: c, sql: rules.NewSQL(c)}
 		for _, r := range all {
-			cond, err := r.SQL(c)
+			cond, err := s.sql.Condition(r)
 			if err != nil && len(all) == 1 {
 				return nil, err
 			}
@@ -201,10 +202,10 @@ func scans(all []*rules.Rule, errOut io.Writer) ([]scan, error) {
 				continue
 			}
 			s.rules, s.conds = append(s.rules, r), append(s.conds, cond)
-			s.json = s.json || strings.Contains(cond, "JSONExtract")
+			s.json = s.json || strings.Contains(s.sql.From("1"), "JSONExtract")
 			if len(s.rules) == rulesPerScan {
 				out = append(out, s)
-				s = scan{class: c}
+				s = scan{class: c, sql: rules.NewSQL(c)}
 			}
 		}
 		if len(s.rules) > 0 {
@@ -229,9 +230,8 @@ func (h *hunt) span(now time.Time) (since, until time.Time, where string, err er
 // rows returns a subquery: the events of the span that a rule of the scan
 // matches, once for each, with the rule's number from 1 in the column hit.
 func (s *scan) from(span string) string {
-	table := schemas.Database + "." + s.class.Table()
 	if len(s.rules) == 1 {
-		return fmt.Sprintf("(SELECT *, 1 AS hit\n  FROM %s\n  WHERE %s\n    AND %s)", table, span, s.conds[0])
+		return fmt.Sprintf("(SELECT *, 1 AS hit\n  FROM %s\n  WHERE %s)", s.sql.From(span), s.conds[0])
 	}
 	numbers := make([]string, len(s.rules))
 	conds := make([]string, len(s.rules))
@@ -239,7 +239,7 @@ func (s *scan) from(span string) string {
 		numbers[i] = strconv.Itoa(i + 1)
 		conds[i] = "\n    toUInt8(" + s.conds[i] + ") /* " + strings.ReplaceAll(s.rules[i].Name, "*/", "* /") + " */"
 	}
-	return fmt.Sprintf("(SELECT *, arrayJoin(arrayFilter((n, is) -> is, [%s], [%s\n  ])) AS hit\n  FROM %s\n  WHERE %s)", strings.Join(numbers, ", "), strings.Join(conds, ","), table, span)
+	return fmt.Sprintf("(SELECT *, arrayJoin(arrayFilter((n, is) -> is, [%s], [%s\n  ])) AS hit\n  FROM %s)", strings.Join(numbers, ", "), strings.Join(conds, ","), s.sql.From(span))
 }
 
 // commentText keeps a rule's name from ending the comment that it stands in.
@@ -268,12 +268,12 @@ func (s *scan) byRule(each func(r *rules.Rule) (string, error)) (string, error) 
 
 // statement returns the SELECT of the matching events, the newest first.
 func (s *scan) statement(span string, limit int) (string, error) {
-	message, err := s.byRule(func(r *rules.Rule) (string, error) { return r.OutputSQL(s.class) })
+	message, err := s.byRule(func(r *rules.Rule) (string, error) { return s.sql.Output(r) })
 	if err != nil {
 		return "", err
 	}
 	fields, err := s.byRule(func(r *rules.Rule) (string, error) {
-		_, exprs := r.OutputFields(s.class)
+		_, exprs := s.sql.Fields(r)
 		return "CAST([" + strings.Join(exprs, ", ") + "], 'Array(String)')", nil
 	})
 	if err != nil {
@@ -283,7 +283,7 @@ func (s *scan) statement(span string, limit int) (string, error) {
 	if s.class == schemas.Audit {
 		who = "audit_namespace, audit_name, audit_user_name"
 	}
-	return fmt.Sprintf("SELECT toString(time), hit, toString(event_id), cluster, node, %s,\n  %s,\n  %s\nFROM %s\nORDER BY time DESC, event_id, hit\nLIMIT %d", who, message, fields, s.from(span), limit), nil
+	return fmt.Sprintf("SELECT toString(time), hit, toString(event_id), cluster, node, %s,\n  %s,\n  %s\nFROM %s\nORDER BY time DESC, event_id, hit\nLIMIT %d\n%s", who, message, fields, s.from(span), limit, rules.Settings), nil
 }
 
 // found is an event that a rule matches.
@@ -432,7 +432,7 @@ func (s *scan) found(row []json.RawMessage) (found, error) {
 	r := s.rules[hit-1]
 	f.Rule, f.Severity = r.Name, r.Severity.String()
 	f.Time = strings.Replace(f.Time, " ", "T", 1) + "Z"
-	names, _ := r.OutputFields(s.class)
+	names, _ := s.sql.Fields(r)
 	for i, v := range values {
 		if v != "" && i < len(names) {
 			if f.Fields == nil {

@@ -169,8 +169,6 @@ func picket(t *testing.T, args ...string) (out, errOut string, err error) {
 func TestHunt(t *testing.T) {
 	url, events := recordings(t)
 	run := func(args ...string) (string, string) {
-		start := time.Now()
-		defer func() { t.Logf("%q %s", args, time.Since(start)) }()
 		t.Helper()
 		out, errOut, err := picket(t, append([]string{"--clickhouse", url}, args...)...)
 		if err != nil {

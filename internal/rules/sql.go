@@ -34,39 +34,52 @@ func (e *NotInSQL) Error() string {
 	return fmt.Sprintf("rule %q cannot be hunted in %s events: field %s is not in ClickHouse SQL; hunt with a condition that does without it", e.Rule, e.Class, e.Field)
 }
 
-// SQL returns the rule's condition as an expression over the columns of the
-// class's table, which is 1 for the rows that the rule matches and 0 for all
-// others. It is "0" where the rule matches no event of the class. Every value
-// of the rule is escaped. The error is a NotInSQL, or says that the expression
-// would be too long. It may be called from several goroutines.
-func (r *Rule) SQL(c schemas.Class) (string, error) {
-	if !slices.Contains(r.Classes, c) {
+// SQL writes what rules say of the events of one class as expressions over
+// From, a subquery of the class's table. What the fields compute is a column of
+// it, computed once for all rules: ClickHouse takes seconds over a statement
+// that repeats long expressions. It is used by one goroutine.
+type SQL struct {
+	class   schemas.Class
+	names   map[string]string // of columns, by expression
+	columns []string
+	size    int // of the columns, bytes
+}
+
+// NewSQL returns a writer for the class.
+func NewSQL(c schemas.Class) *SQL { return &SQL{class: c, names: make(map[string]string)} }
+
+// Condition returns the rule's condition: an expression that is 1 for the rows
+// that the rule matches, 0 for all others and never NULL. It is "0" where the
+// rule matches no event of the class. Every value of the rule is escaped. The
+// error is a NotInSQL, or says that the expression would be too long.
+func (s *SQL) Condition(r *Rule) (string, error) {
+	if !slices.Contains(r.Classes, s.class) {
 		return "0", nil
 	}
-	w := sqlWriter{rule: r.Name, compiler: newCompiler(c), memo: make(map[edge]string)}
+	w := sqlWriter{SQL: s, rule: r, compiler: newCompiler(s.class), memo: make(map[edge]string)}
 	return w.edge(w.cond(r.cond))
 }
 
-// OutputSQL returns an expression for the rule's output of a row of the
-// class's table: text. A field that is not in SQL shows as one that the event
-// does not have. The error says that the expression would be too long.
-func (r *Rule) OutputSQL(c schemas.Class) (string, error) {
+// Output returns an expression for the rule's output: text. A field that is
+// not in SQL shows as one that the event does not have. The error says that the
+// expression would be too long.
+func (s *SQL) Output(r *Rule) (string, error) {
 	var parts []string
 	size := 0
 	for _, p := range r.output {
-		s := sqlString(notThere)
+		e := sqlString(notThere)
 		switch {
 		case p.operand != nil:
-			if e, ok := p.operand.output(c); ok {
-				s = e
+			if v, ok := s.output(p.operand); ok {
+				e = v
 			}
 		case p.ref == "":
-			s = sqlString(p.literal)
+			e = sqlString(p.literal)
 		}
-		if size += len(s); size > maxSQL {
-			return "", r.tooLong()
+		if size += len(e); size > maxSQL {
+			return "", tooLong(r)
 		}
-		parts = append(parts, s)
+		parts = append(parts, e)
 	}
 	switch len(parts) {
 	case 0:
@@ -77,29 +90,86 @@ func (r *Rule) OutputSQL(c schemas.Class) (string, error) {
 	return "concat(" + strings.Join(parts, ", ") + ")", nil
 }
 
-// OutputFields returns the fields of the rule's output in order, each once, as
-// they are written, with the expressions of their values as text: empty where
-// the event does not have the field. Those that are not in SQL are left out.
-func (r *Rule) OutputFields(c schemas.Class) (names, exprs []string) {
+// Fields returns the fields of the rule's output in order, each once, as they
+// are written, with the expressions of their values as text: empty where the
+// event does not have the field. Those that are not in SQL are left out.
+func (s *SQL) Fields(r *Rule) (names, exprs []string) {
 	for _, p := range r.output {
 		if p.operand == nil || slices.Contains(names, p.ref) {
 			continue
 		}
-		if e, ok := p.operand.text(c); ok {
-			names, exprs = append(names, p.ref), append(exprs, e.value)
+		if v, ok := s.text(p.operand); ok {
+			names, exprs = append(names, p.ref), append(exprs, v.value)
 		}
 	}
 	return names, exprs
 }
 
-func (r *Rule) tooLong() error {
+// Settings belong behind a statement with these expressions: ClickHouse's new
+// analyzer takes seconds over conditions of many comparisons, the former one
+// a twentieth of that. A server that no longer has it takes no notice.
+const Settings = "SETTINGS enable_analyzer = 0"
+
+// From returns the subquery that the expressions returned so far are over: the
+// rows of the class's table for which where holds, an expression over its columns.
+func (s *SQL) From(where string) string {
+	var b strings.Builder
+	b.WriteString("(SELECT *")
+	for _, c := range s.columns {
+		b.WriteString(",\n    " + c)
+	}
+	fmt.Fprintf(&b, "\n  FROM %s.%s\n  WHERE %s)", schemas.Database, s.class.Table(), where)
+	return b.String()
+}
+
+// operand returns an operand's expression, which is short: of what is computed
+// it is the name of a column.
+func (s *SQL) operand(o *operand) (sqlValue, bool) {
+	v, ok := o.sql(s.class)
+	if ok && o.bare(s.class) {
+		v.value = s.column(o.ref, v.value)
+	}
+	return v, ok
+}
+
+// bare reports whether the operand is computed.
+func (o *operand) bare(c schemas.Class) bool {
+	r := o.reader(c)
+	return r != nil && !r.isColumn && !r.isConst
+}
+
+// column returns the name of the column for an expression.
+func (s *SQL) column(ref, expr string) string {
+	if name, ok := s.names[expr]; ok {
+		return name
+	}
+	var b strings.Builder
+	b.WriteString("field_")
+	for _, c := range []byte(ref[:min(len(ref), 60)]) {
+		if c < '0' || c > '9' && c < 'A' || c > 'Z' && c < 'a' || c > 'z' {
+			c = '_'
+		}
+		b.WriteByte(c)
+	}
+	name := strings.TrimRight(b.String(), "_")
+	for n := 2; slices.ContainsFunc(s.columns, func(c string) bool { return strings.HasSuffix(c, " AS "+name) }); n++ {
+		name = strings.TrimRight(b.String(), "_") + "_" + strconv.Itoa(n)
+	}
+	s.names[expr] = name
+	s.columns = append(s.columns, expr+" AS "+name)
+	s.size += len(expr)
+	return name
+}
+
+func tooLong(r *Rule) error {
 	return fmt.Errorf("rule %q cannot be hunted: as SQL it has more than %d bytes; hunt with a shorter condition", r.Name, maxSQL)
 }
 
 // sqlWriter writes one rule for one class.
 type sqlWriter struct {
+	*SQL
 	*compiler
-	rule string
+	rule *Rule
 	memo map[edge]string
 }
 
@@ -125,8 +195,8 @@ func (w *sqlWriter) edge(e edge) (string, error) {
 	} else {
 		s, err = w.join(n.kids, e.isNot())
 	}
-	if err == nil && len(s) > maxSQL {
-		err = (&Rule{Name: w.rule}).tooLong()
+	if err == nil && len(s)+w.size > maxSQL {
+		err = tooLong(w.rule)
 	}
 	if err != nil {
 		return "", err
@@ -149,7 +219,7 @@ func (w *sqlWriter) join(kids []edge, not bool) (string, error) {
 			return "", err
 		}
 		if size += len(s); size > maxSQL {
-			return "", (&Rule{Name: w.rule}).tooLong()
+			return "", tooLong(w.rule)
 		}
 		parts[i] = s
 	}
@@ -180,15 +250,15 @@ func (v sqlValue) when(cond string) string {
 
 // predicateSQL writes a comparison; what it returns can stand behind NOT.
 func (w *sqlWriter) predicateSQL(p *predicate) (string, error) {
-	v, ok := p.operand.sql(w.class)
+	v, ok := w.operand(&p.operand)
 	if !ok {
-		return "", &NotInSQL{w.rule, p.operand.ref, w.class}
+		return "", &NotInSQL{w.rule.Name, p.operand.ref, w.SQL.class}
 	}
 	switch {
 	case p.rhs != nil:
-		rhs, ok := p.rhs.sql(w.class)
+		rhs, ok := w.operand(p.rhs)
 		if !ok {
-			return "", &NotInSQL{w.rule, p.rhs.ref, w.class}
+			return "", &NotInSQL{w.rule.Name, p.rhs.ref, w.SQL.class}
 		}
 		return p.pairSQL(v.value, rhs.value), nil
 	case p.operand.kind == kindText:

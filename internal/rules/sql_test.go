@@ -165,18 +165,19 @@ func (s *tables) hold(c schemas.Class, set *Set, batches []*batch.Batch, ids map
 		some := hunted[from:min(from+many, len(hunted))]
 		var sql strings.Builder
 		sql.WriteString("SELECT event_id")
+		w := NewSQL(c)
 		for _, r := range some {
-			where, err := r.SQL(c)
+			where, err := w.Condition(r)
 			if err != nil {
 				s.t.Fatalf("%v\n%s", err, r.Condition)
 			}
-			output, err := r.OutputSQL(c)
+			output, err := w.Output(r)
 			if err != nil {
 				s.t.Fatalf("%v\n%s", err, r.OutputTemplate)
 			}
 			fmt.Fprintf(&sql, ",\nif(%s, concat('=', hex(%s)), '')", where, output)
 		}
-		sql.WriteString("\nFROM " + c.Table())
+		sql.WriteString("\nFROM " + w.From("1") + "\n" + Settings)
 		for _, line := range s.query(sql.String()) {
 			cells := strings.Split(line, "\t")
 			row := ids[cells[0]]
@@ -189,7 +190,7 @@ func (s *tables) hold(c schemas.Class, set *Set, batches []*batch.Batch, ids map
 				}
 				r := hunted[h.rule]
 				if is != (got != "") {
-					where, _ := r.SQL(c)
+					where, _ := NewSQL(c).Condition(r)
 					s.t.Fatalf("%s row %d: the detector says %v, ClickHouse %v\n%s\n%.4000s\n%s", c, row, is, got != "", r.Condition, where, s.show(c, cells[0]))
 				}
 				if strings.Contains(r.OutputTemplate, "%jevt.obj") { // not in SQL
@@ -514,7 +515,7 @@ func seedOf(t *testing.T, name string, otherwise uint64) uint64 {
 // into the tables as events do. PICKET_SQL_SEED and PICKET_SQL_ROUNDS (of 40 conditions
 // for each class) make another or a longer run; PICKET_BENCH_RULES names further rules.
 func TestSQL(t *testing.T) {
-	seed, rounds := seedOf(t, "PICKET_SQL_SEED", 1), seedOf(t, "PICKET_SQL_ROUNDS", 6)
+	seed, rounds := seedOf(t, "PICKET_SQL_SEED", 1), seedOf(t, "PICKET_SQL_ROUNDS", 3)
 	t.Logf("PICKET_SQL_SEED=%d PICKET_SQL_ROUNDS=%d", seed, rounds)
 	s := newTables(t)
 	files := []string{"../../rules"}
@@ -697,12 +698,12 @@ func TestNotInSQL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = set.Rules()[0].SQL(schemas.Audit)
+	_, err = NewSQL(schemas.Audit).Condition(set.Rules()[0])
 	var not *NotInSQL
 	if !errors.As(err, &not) || not.Rule != "r" || not.Field != "jevt.obj" || not.Class != schemas.Audit {
 		t.Fatalf("the error is %v", err)
 	}
-	if s, err := set.Rules()[0].SQL(schemas.Process); s != "0" || err != nil {
+	if s, err := NewSQL(schemas.Process).Condition(set.Rules()[0]); s != "0" || err != nil {
 		t.Fatalf("in a class that the rule is not for: %q, %v", s, err)
 	}
 }

@@ -15,17 +15,15 @@ import (
 // evaluator computes has one in sqlFields, or cannot be hunted.
 
 // text returns the operand as text, empty where there is no value.
-func (o *operand) text(c schemas.Class) (sqlValue, bool) {
+func (s *SQL) text(o *operand) (sqlValue, bool) {
 	if e := o.field.either; e[1] != "" { // the remote end, as in an output
-		return (&operand{field: fieldTable[e[1]], kind: o.kind}).text(c)
+		return s.text(&operand{field: fieldTable[e[1]], ref: e[1], kind: o.kind})
 	}
-	v, ok := o.sql(c)
-	if !ok {
-		return v, false
+	v, ok := s.operand(o)
+	if !ok || o.kind == kindText {
+		return v, ok
 	}
 	switch o.kind {
-	case kindText:
-		return v, true
 	case kindList:
 		v.value = "arrayStringConcat(" + v.value + ", ',')"
 	case kindBool:
@@ -37,22 +35,20 @@ func (o *operand) text(c schemas.Class) (sqlValue, bool) {
 	}
 	if v.present != "" {
 		v.value = "if(" + v.present + ", " + v.value + ", '')"
-		v.present = ""
 	}
-	return v, true
+	return sqlValue{value: s.column(o.ref+"_text", v.value)}, true
 }
 
 // output returns the operand as the output of a rule shows it.
-func (o *operand) output(c schemas.Class) (string, bool) {
-	v, ok := o.text(c)
-	if !ok {
+func (s *SQL) output(o *operand) (string, bool) {
+	v, ok := s.text(o)
+	switch {
+	case !ok:
 		return "", false
-	}
-	if o.empty() && o.reader(c) != nil {
+	case o.empty() && o.reader(s.class) != nil:
 		return v.value, true
-	}
-	if o.kind == kindList { // one of empty texts is there
-		list, _ := o.sql(c)
+	case o.kind == kindList: // one of empty texts is there
+		list, _ := s.operand(o)
 		return "if(empty(" + list.value + "), " + sqlString(notThere) + ", " + v.value + ")", true
 	}
 	return "if(" + v.value + " = '', " + sqlString(notThere) + ", " + v.value + ")", true
