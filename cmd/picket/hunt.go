@@ -237,7 +237,7 @@ func (s *scan) from(span string) string {
 	conds := make([]string, len(s.rules))
 	for i := range s.rules {
 		numbers[i] = strconv.Itoa(i + 1)
-		conds[i] = "\n    toUInt8(" + s.conds[i] + ") /* " + strings.ReplaceAll(s.rules[i].Name, "*/", "* /") + " */"
+		conds[i] = "\n    toUInt8(" + s.conds[i] + ") /* " + commentText.Replace(s.rules[i].Name) + " */"
 	}
 	return fmt.Sprintf("(SELECT *, arrayJoin(arrayFilter((n, is) -> is, [%s], [%s\n  ])) AS hit\n  FROM %s)", strings.Join(numbers, ", "), strings.Join(conds, ","), s.sql.From(span))
 }

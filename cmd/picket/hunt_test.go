@@ -251,6 +251,18 @@ func TestHunt(t *testing.T) {
 	if !strings.Contains(out, "execve") {
 		t.Errorf("with quotes in the condition: %s", out)
 	}
+	hostile := t.TempDir() + "/rules.yaml"
+	text := ""
+	for _, name := range []string{`a */ 1 --`, `b /* '`, "c\\n\\\\"} {
+		text += fmt.Sprintf("- rule: \"%s\"\n  desc: d\n  priority: INFO\n  output: \"%%proc.name '*/ \\\\\"\n  condition: evt.type = execve\n", name)
+	}
+	if err := os.WriteFile(hostile, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, _ = run("hunt", "--rules", hostile, "--since", "2000-01-01", "-o", "json")
+	if n := strings.Count(out, `"rule":"b /* '"`); n == 0 || n != strings.Count(out, `"rule":"a */ 1 --"`) || 3*n != strings.Count(out, "\n") {
+		t.Errorf("with comments in the names of rules: %s", out)
+	}
 	for _, c := range []struct {
 		args []string
 		want string
@@ -290,7 +302,7 @@ func difference(a, b []string) string {
 	return strings.Join(out[:min(10, len(out))], "\n")
 }
 
-var example = regexp.MustCompile("(?s)```console\n\\$ (.*?)\n(.*?)```\n")
+var example = regexp.MustCompile("(?s)```console\n\\$ ((?:[^\n]*\\\\\n)*[^\n]*)\n(.*?)```\n")
 
 // examples runs the commands of docs/hunting.md and holds what it says they
 // print to what they print. -update writes it.

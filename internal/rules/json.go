@@ -364,8 +364,8 @@ func (d jsonDoc) appendJSON(dst []byte, n int) []byte {
 	case jsonString:
 		start := len(dst) + 1
 		dst = d.append(append(dst, '"'), n)
-		if text := string(dst[start:]); node.escaped || strings.Contains(text, lineSeparator) {
-			dst = appendEscaped(dst[:start], text)
+		if node.escaped || strings.Contains(unsafeString(dst[start:]), lineSeparator) {
+			dst = appendEscaped(dst[:start], string(dst[start:]))
 		}
 		return append(dst, '"')
 	}

@@ -680,9 +680,16 @@ func TestSQLFields(t *testing.T) {
 			}
 		}
 	}
-	for name := range notInSQL {
+	page, err := os.ReadFile("../../docs/hunting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, why := range notInSQL {
 		if fieldTable[name] == nil {
 			t.Errorf("notInSQL has %s, which is no field", name)
+		}
+		if line := "| `" + name + "` | " + why + " |\n"; !strings.Contains(string(page), line) {
+			t.Errorf("docs/hunting.md lacks the line %s", line)
 		}
 	}
 	for name := range sqlFields {
