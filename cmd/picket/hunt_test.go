@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"regexp"
 	"slices"
@@ -284,6 +285,20 @@ func TestHunt(t *testing.T) {
 	}
 
 	t.Run("docs", func(t *testing.T) { examples(t, url) })
+
+	// Documents that ClickHouse does not read are told of.
+	answer, err := http.Post(url, "text/plain", strings.NewReader(`INSERT INTO picket.audit (event_id, time, batch_date, audit_request_object)
+		VALUES (generateUUIDv4(), '2001-01-01 01:00:00', today(), '{"a":123456789012345678901234567890}')`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, _ := io.ReadAll(answer.Body); answer.StatusCode != http.StatusOK {
+		t.Fatalf("%s", text)
+	}
+	_ = answer.Body.Close()
+	if _, errOut = run("hunt", "--condition", "ka.req.pod.host_pid intersects (true)", "--since", "2001-01-01", "--until", "2001-01-02"); !strings.HasPrefix(errOut, "1 audit events have objects that ClickHouse does not read") {
+		t.Errorf("of a document that ClickHouse does not read hunt says %q", errOut)
+	}
 }
 
 // difference shows what one list has and the other has not.
