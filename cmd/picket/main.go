@@ -57,8 +57,8 @@ func newRoot() *cobra.Command {
 	root.AddCommand(newUp(&t), newDemo(&t), newSimulate(), newAlerts(&t), newQuery(&t), newStatus(&t),
 		newRecord(), newReplay(), newMigrate(&t), newCredentials(), newSeccomp())
 	ruleFiles := newRules()
-	ruleFiles.AddCommand(rulePackCommands(&t)...)
-	root.AddCommand(ruleFiles)
+	ruleFiles.AddCommand(append(rulePackCommands(&t), newBacktest(&t))...)
+	root.AddCommand(ruleFiles, newHunt(&t))
 	return root
 }
 

@@ -15,7 +15,7 @@ import (
 // object is the field of a request's or response's object at a path, as text.
 func object(name string, id schemas.FieldID, path, doc string) field {
 	p := strings.Split(path, "/")
-	return field{name: name, doc: doc, readers: textOf(auditOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
+	return field{name: name, doc: doc, document: id, path: path, readers: textOf(auditOnly, nil, func(dst []byte, r *row, _ *argument) []byte {
 		return appendPath(dst, r, id, p)
 	})}
 }
@@ -44,7 +44,7 @@ func objects(name, path, doc string, keep func(string) int) field {
 			l.shorten(keep)
 		}
 	}
-	return field{name: name, doc: doc, kind: kindList, arg: argMayIdx, withArg: kindText,
+	return field{name: name, doc: doc, kind: kindList, arg: argMayIdx, withArg: kindText, document: schemas.AuditRequest, path: path, shortened: keep != nil,
 		readers: []reader{{classes: auditOnly, list: func(l *list, r *row, _ *argument) { collect(l, r) }}},
 		argReaders: textOf(auditOnly, nil, func(dst []byte, r *row, a *argument) []byte {
 			var l list
@@ -204,6 +204,12 @@ var pointerLists = map[string]schemas.FieldID{
 	"/sourceIPs":               schemas.AuditSourceIPs,
 }
 
+// pointerDocuments are those that are JSON documents.
+var pointerDocuments = []struct {
+	prefix string
+	column schemas.FieldID
+}{{"/requestObject/", schemas.AuditRequest}, {"/responseObject/", schemas.AuditResponse}, {"/user/extra/", schemas.AuditUserExtra}}
+
 // pointer makes the reader of jevt.value for a JSON pointer into the event.
 func pointer(arg string) (*reader, string) {
 	if !strings.HasPrefix(arg, "/") {
@@ -219,12 +225,10 @@ func pointer(arg string) (*reader, string) {
 	read := func(f func(dst []byte, r *row, _ *argument) []byte) (*reader, string) {
 		return &reader{classes: auditOnly, text: f}, ""
 	}
-	for prefix, id := range map[string]schemas.FieldID{
-		"/requestObject/": schemas.AuditRequest, "/responseObject/": schemas.AuditResponse, "/user/extra/": schemas.AuditUserExtra,
-	} {
-		if strings.HasPrefix(arg, prefix) {
-			path := segments[strings.Count(prefix, "/")-1:]
-			return read(func(dst []byte, r *row, _ *argument) []byte { return appendPath(dst, r, id, path) })
+	for _, d := range pointerDocuments {
+		if strings.HasPrefix(arg, d.prefix) {
+			path := segments[strings.Count(d.prefix, "/")-1:]
+			return read(func(dst []byte, r *row, _ *argument) []byte { return appendPath(dst, r, d.column, path) })
 		}
 	}
 	for p, id := range pointerLists {
@@ -269,7 +273,7 @@ func appendJSONList(dst []byte, r *row, id schemas.FieldID) []byte {
 		} else {
 			dst = append(dst, ',')
 		}
-		dst = appendJSONString(dst, v)
+		dst = append(appendEscaped(append(dst, '"'), v), '"')
 	}
 	if len(dst) > start {
 		dst = append(dst, ']')

@@ -8,9 +8,11 @@
 //	          ─▶ syntax tree (parse.go) ─▶ names resolved, types checked (check.go)
 //	          ─▶ one program per event class (compile.go) ─▶ Set
 //	Set.NewEvaluator ─▶ Evaluator.Eval(batch) ─▶ Match
+//	NewSQL ─▶ SQL.Condition(rule): the same as ClickHouse SQL over stored events (sql.go)
 //
 // What a field of the language reads is one entry of the tables in fields.go,
-// audit.go and, for plain columns, of the schemas registry.
+// audit.go and, for plain columns, of the schemas registry; what a computed field
+// is in SQL one of sqlfields.go.
 //
 // A Set never changes and may be shared; an Evaluator belongs to one goroutine.
 // Rule files and batches are hostile input: everything they can make large is

@@ -287,7 +287,7 @@ func TestSemantics(t *testing.T) {
 		{schemas.Audit, audit, "ka.req.pod.volumes.hostpath pmatch (/etc)", true},
 		{schemas.Audit, audit, "ka.req.binding.role = cluster-admin and ka.req.binding.subjects.name = bob and ka.req.service.type = NodePort", true},
 		{schemas.Audit, audit, "ka.req.role.rules.verbs intersects (list) and ka.req.role.rules.resources intersects (\"*\")", true},
-		{schemas.Audit, audit, "ka.req.configmap.obj contains p\\u00e4ss and ka.req.configmap.name = web", true},
+		{schemas.Audit, audit, "ka.req.configmap.obj contains päss and ka.req.configmap.name = web", true},
 		{schemas.Audit, audit, "jevt.value[/stage] = ResponseComplete and jevt.value[/user/username] = alice and jevt.value[/responseStatus/code] = 201", true},
 		{schemas.Audit, audit, "jevt.value[/requestObject/spec/containers/1/image] startswith b@ and jevt.value[/requestObject/data/k] = päss", true},
 		{schemas.Audit, audit, "jevt.value[/requestObject/metadata/annotations/a~1b] = c~d", true},

@@ -147,6 +147,11 @@ type field struct {
 	// bind makes the reader for an argument, where that depends on it; a nil
 	// reader with a reason is a field that is not there.
 	bind func(arg string) (r *reader, reason string)
+	// path is set on a field of a JSON document: where in the column document
+	// its values stand; shortened, that only the repository of an image is kept.
+	path      string
+	document  schemas.FieldID
+	shortened bool
 }
 
 // classes returns where the field can have a value.

@@ -1,7 +1,10 @@
 package rules
 
 import (
+	"bytes"
+	"math"
 	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 
@@ -280,11 +283,16 @@ func hex4(s string) (rune, bool) {
 }
 
 // append appends the node as text: a string without quotes and escapes, other
-// values as they stand.
+// values as JSON, as ClickHouse writes it (appendJSON).
 func (d jsonDoc) append(dst []byte, n int) []byte {
 	node := d.nodes[n]
 	s := d.src[node.start:node.end]
-	if !node.escaped {
+	switch {
+	case node.kind == jsonArray || node.kind == jsonObject:
+		return d.appendJSON(dst, n)
+	case node.kind == jsonNumber:
+		return appendJSONNumber(dst, s)
+	case !node.escaped:
 		return append(dst, s...)
 	}
 	for i := 0; i < len(s); i++ {
@@ -325,6 +333,104 @@ func (d jsonDoc) append(dst []byte, n int) []byte {
 		}
 	}
 	return dst
+}
+
+// appendJSON appends the node as JSON in the one way in which both engines write
+// it, whatever way the sender chose: no white space, numbers as short as they
+// can be, in strings no escapes but the needed ones.
+func (d jsonDoc) appendJSON(dst []byte, n int) []byte {
+	node := d.nodes[n]
+	end := int(node.next)
+	switch node.kind {
+	case jsonObject:
+		dst = append(dst, '{')
+		for i := n + 1; i < end; i = int(d.nodes[i+1].next) {
+			if i > n+1 {
+				dst = append(dst, ',')
+			}
+			dst = append(d.appendJSON(dst, i), ':')
+			dst = d.appendJSON(dst, i+1)
+		}
+		return append(dst, '}')
+	case jsonArray:
+		dst = append(dst, '[')
+		for i := n + 1; i < end; i = int(d.nodes[i].next) {
+			if i > n+1 {
+				dst = append(dst, ',')
+			}
+			dst = d.appendJSON(dst, i)
+		}
+		return append(dst, ']')
+	case jsonString:
+		start := len(dst) + 1
+		dst = d.append(append(dst, '"'), n)
+		if node.escaped || strings.Contains(unsafeString(dst[start:]), lineSeparator) {
+			dst = appendEscaped(dst[:start], string(dst[start:]))
+		}
+		return append(dst, '"')
+	}
+	return d.append(dst, n)
+}
+
+// lineSeparator is what U+2028 and U+2029, which JavaScript takes for line
+// ends, begin with.
+const lineSeparator = "\xe2\x80"
+
+func appendEscaped(dst []byte, s string) []byte {
+	const hex = "0123456789ABCDEF"
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == '"' || c == '\\':
+			dst = append(dst, '\\', c)
+		case c == '\b':
+			dst = append(dst, '\\', 'b')
+		case c == '\f':
+			dst = append(dst, '\\', 'f')
+		case c == '\n':
+			dst = append(dst, '\\', 'n')
+		case c == '\r':
+			dst = append(dst, '\\', 'r')
+		case c == '\t':
+			dst = append(dst, '\\', 't')
+		case c < ' ':
+			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		case strings.HasPrefix(s[i:], "\u2028"), strings.HasPrefix(s[i:], "\u2029"):
+			dst = append(append(dst, `\u202`...), s[i+2]-0xa8+'8')
+			i += 2
+		default:
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}
+
+// appendJSONNumber appends an integer as it stands, another number with as few
+// digits as tell it.
+func appendJSONNumber(dst []byte, s string) []byte {
+	if s == "-0" {
+		return append(dst, '0')
+	}
+	if !strings.ContainsAny(s, ".eE") {
+		return append(dst, s...)
+	}
+	v, err := strconv.ParseFloat(s, 64)
+	if err != nil { // beyond 64 bits
+		return append(dst, s...)
+	}
+	if a := math.Abs(v); a != 0 && (a < 1e-6 || a >= 1e21) {
+		start := len(dst)
+		dst = strconv.AppendFloat(dst, v, 'e', -1, 64)
+		e := start + bytes.IndexByte(dst[start:], 'e') + 1
+		if dst[e] == '-' {
+			e++
+		}
+		from := e
+		for dst[from] == '+' || dst[from] == '0' {
+			from++
+		}
+		return append(dst[:e], dst[from:]...)
+	}
+	return strconv.AppendFloat(dst, v, 'f', -1, 64)
 }
 
 // child returns the value of key in the object n, or -1.

@@ -59,6 +59,7 @@ type Rule struct {
 
 	index  int
 	output []outputPart
+	cond   *cond // for SQL
 }
 
 // Set is a checked set of rules, compiled for evaluation. It never changes and
@@ -538,7 +539,7 @@ func (b *setBuilder) rule(def *ruleDef) {
 		}
 		b.warn(at, r.Name, false, "", "rule %q can match no event: %s", r.Name, why)
 	}
-	r.index = len(b.out)
+	r.index, r.cond = len(b.out), cd
 	b.out = append(b.out, r)
 	if !r.Enabled {
 		return

@@ -67,11 +67,13 @@ func lowerASCII(s string) string {
 	return string(b)
 }
 
+// upperASCII is the ASCII upper case of s: what is not ASCII stays, as in Falco
+// and in ClickHouse.
 func upperASCII(s string) string {
 	b := []byte(s)
-	for i := range b {
-		if b[i] >= 'a' && b[i] <= 'z' {
-			b[i] -= 'a' - 'A'
+	for i, c := range b {
+		if c >= 'a' && c <= 'z' {
+			b[i] = c - ('a' - 'A')
 		}
 	}
 	return string(b)

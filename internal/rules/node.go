@@ -174,7 +174,7 @@ var eventFields = []field{
 		return dst
 	})},
 	{name: "evt.arg.type", doc: "socket: the type, as in SOCK_RAW.", readers: ofSocket(func(dst []byte, r *row) []byte {
-		return append(append(dst, "SOCK_"...), strings.ToUpper(r.str(schemas.NetSocketType))...)
+		return append(append(dst, "SOCK_"...), upperASCII(r.str(schemas.NetSocketType))...)
 	})},
 	{name: "evt.arg.proto", doc: "socket: the protocol's number.", readers: ofSocket(func(dst []byte, r *row) []byte {
 		return strconv.AppendUint(dst, r.uint(schemas.NetProtocol), 10)
@@ -357,7 +357,7 @@ func socketArgs(dst []byte, r *row, a *argument) []byte {
 	dst = strconv.AppendInt(append(dst, " fd="...), r.int(schemas.FDNumber), 10)
 	if r.str(schemas.Action) == "socket" {
 		dst = append(append(dst, " domain="...), familyNames[r.str(schemas.NetType)]...)
-		dst = append(append(dst, " type=SOCK_"...), strings.ToUpper(r.str(schemas.NetSocketType))...)
+		dst = append(append(dst, " type=SOCK_"...), upperASCII(r.str(schemas.NetSocketType))...)
 		return strconv.AppendUint(append(dst, " proto="...), r.uint(schemas.NetProtocol), 10)
 	}
 	return socketName(append(dst, " tuple="...), r, a)

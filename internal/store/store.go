@@ -103,7 +103,11 @@ func (db *DB) exec(ctx context.Context, statement string) error {
 // those of schemas.Database. The caller must Close the stream; a failure after
 // the first rows is an error of its Read. All errors are one sentence.
 func (db *DB) Query(ctx context.Context, sql, format string) (io.ReadCloser, error) {
-	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"database": schemas.Database}))
+	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{
+		"database": schemas.Database,
+		// A rule as SQL is long: it has its lists in it.
+		"max_query_size": 64 << 20, "max_ast_elements": 1_000_000, "max_expanded_ast_elements": 10_000_000,
+	}))
 	s, err := db.conn.QueryFormat(ctx, format, sql)
 	if err != nil {
 		return nil, explain(err)

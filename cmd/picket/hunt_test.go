@@ -1,0 +1,385 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"picket/internal/batch"
+	"picket/internal/bus"
+	"picket/internal/clickhousebin/clickhousetest"
+	"picket/internal/health"
+	"picket/internal/natsserver/natstest"
+	"picket/internal/store"
+	"picket/schemas"
+	auditlogingest "picket/services/auditlog-ingest"
+	"picket/services/enricher"
+)
+
+const (
+	recordedKernel = "../../test/testdata/capture/simulate.arrow"
+	recordedAudit  = "../../test/testdata/audit/kube-apiserver-v1.34.jsonl"
+)
+
+// recordings puts the recorded events into a ClickHouse as the sink does, and
+// returns its URL and how many there are.
+func recordings(t *testing.T) (url string, events int) {
+	t.Helper()
+	var batches []*batch.Batch
+	data, err := os.ReadFile(recordedKernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := batch.ReadCapture(data, func(b *batch.Batch) error {
+		batches = append(batches, b)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if data, err = os.ReadFile(recordedAudit); err != nil {
+		t.Fatal(err)
+	}
+	n := auditlogingest.NewNormalizer("replay", "file", "file", auditlogingest.DefaultRedact())
+	audit := batch.NewBuilder(schemas.Audit, schemas.RawColumns(schemas.Audit))
+	for line := range bytes.Lines(data) {
+		if line = bytes.TrimSpace(line); len(line) > 0 {
+			if err := n.Append(audit, line); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	batches = append(batches, audit.Batch())
+
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	cfg := store.DefaultConfig()
+	cfg.URL = clickhousetest.Start(t, "").URL
+	db, err := store.Open(cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	if err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	server := natstest.Start(t)
+	pub := natstest.Connect(t, server, schemas.ServiceEnricher)
+	rows := map[string]int{}
+	join := enricher.New()
+	for i, b := range batches {
+		cluster, node := schemas.Token(b.Str(schemas.Cluster, 0)), schemas.Token(b.Str(schemas.Node, 0))
+		if b, err = join.Enrich(b, cluster, node); err != nil {
+			t.Fatal(err)
+		}
+		encoded, err := batch.Encode(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for part, e := range encoded {
+			n := e.Batch.Rows()
+			events += n
+			subject := schemas.EventsSubject(cluster, node, b.Class())
+			rows[subject] += n
+			m := nats.NewMsg(subject)
+			m.Data = e.Data
+			number := uint64(i*1000 + part)
+			for k, v := range map[string]string{
+				schemas.HeaderRun: "run", schemas.HeaderBatch: strconv.FormatUint(number, 10), schemas.HeaderBatchID: schemas.BatchIDOf("run", number),
+				schemas.HeaderRows: strconv.Itoa(n), schemas.HeaderCumulative: strconv.Itoa(rows[subject]),
+			} {
+				m.Header.Set(k, v)
+			}
+			if _, err := pub.JS.PublishMsg(t.Context(), m); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(t, db, natstest.Connect(t, server, schemas.ServiceSink), log)
+	var selects []string
+	for _, c := range append(schemas.NodeClasses(), schemas.Audit) {
+		selects = append(selects, "SELECT count() AS n FROM "+c.Table())
+	}
+	sql := "SELECT sum(n) FROM (" + strings.Join(selects, " UNION ALL ") + ")"
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		r, err := db.Query(t.Context(), sql, "TabSeparated")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		_ = r.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.TrimSpace(string(got)) == strconv.Itoa(events) {
+			return cfg.URL, events
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the tables have %s events, want %d", got, events)
+		}
+	}
+}
+
+// write runs the sink's writer until the test ends.
+func write(t *testing.T, db *store.DB, b *bus.Bus, log *slog.Logger) {
+	reg := prometheus.NewRegistry()
+	insert := store.DefaultInsert()
+	insert.FlushInterval = 50 * time.Millisecond
+	w := store.NewWriter(db, b, store.WriterOptions{
+		Stream: schemas.StreamEvents, Durable: schemas.DurableSink, Source: store.NewEvents(), Insert: insert, Grace: 5 * time.Second,
+		Service: schemas.ServiceSink, Health: health.New(schemas.ServiceSink, "c1", "", "run", log, reg),
+	}, log, reg)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("the writer ended with: %v", err)
+		}
+	})
+}
+
+// picket runs a command line.
+func picket(t *testing.T, args ...string) (out, errOut string, err error) {
+	t.Helper()
+	var o, e bytes.Buffer
+	c := newRoot()
+	c.SetArgs(args)
+	c.SetOut(&o)
+	c.SetErr(&e)
+	err = c.ExecuteContext(t.Context())
+	return o.String(), e.String(), err
+}
+
+func TestHunt(t *testing.T) {
+	url, events := recordings(t)
+	run := func(args ...string) (string, string) {
+		t.Helper()
+		out, errOut, err := picket(t, append([]string{"--clickhouse", url}, args...)...)
+		if err != nil {
+			t.Fatalf("picket %q: %v\n%s", args, err, errOut)
+		}
+		return out, errOut
+	}
+
+	// The whole pack finds in the tables what the detector finds in the stream.
+	type alert struct {
+		Rule    string            `json:"rule"`
+		EventID string            `json:"event_id"`
+		Message string            `json:"message"`
+		Fields  map[string]string `json:"output_fields"`
+	}
+	alerts := func(text string) (list []string) {
+		for line := range strings.Lines(text) {
+			var a alert
+			if err := json.Unmarshal([]byte(line), &a); err != nil {
+				t.Fatalf("%v: %s", err, line)
+			}
+			list = append(list, fmt.Sprintf("%s %s %s %v", a.EventID, a.Rule, a.Message, a.Fields))
+		}
+		slices.Sort(list)
+		return list
+	}
+	var stream []string
+	for format, file := range map[string]string{"capture": recordedKernel, "kube-audit": recordedAudit} {
+		out, _ := run("replay", "--format", format, file)
+		stream = append(stream, alerts(out)...)
+	}
+	slices.Sort(stream)
+	out, errOut := run("hunt", "--rules", "../../rules", "--since", "2000-01-01", "--limit", "100000", "-o", "json")
+	stored := alerts(out)
+	if len(stream) == 0 || errOut != "" {
+		t.Fatalf("the stream raises %d alerts; hunt says %q", len(stream), errOut)
+	}
+	if !slices.Equal(stream, stored) {
+		t.Fatalf("the stream raises %d alerts, hunt finds %d:\n%s", len(stream), len(stored), difference(stream, stored))
+	}
+
+	// So does the backtest, in numbers.
+	out, _ = run("rules", "backtest", "--since", "2000-01-01", "-o", "json")
+	total, rules := uint64(0), 0
+	for line := range strings.Lines(out) {
+		var b backtest
+		if err := json.Unmarshal([]byte(line), &b); err != nil {
+			t.Fatal(err)
+		}
+		var days, workloads uint64
+		for _, d := range b.Days {
+			days += d.Count
+		}
+		for _, w := range b.Workloads {
+			workloads += w.Count
+		}
+		if days != b.Total || workloads > b.Total || (b.Total > 0) != (len(b.Workloads) > 0) {
+			t.Errorf("figures do not agree: %s", line)
+		}
+		total += b.Total
+		rules++
+	}
+	if total != uint64(len(stream)) || rules < 50 {
+		t.Errorf("the backtest counts %d alerts of %d rules, want %d", total, rules, len(stream))
+	}
+	t.Logf("%d events, %d alerts, %d rules", events, len(stream), rules)
+
+	// Bounds: of time, of number; the newest come first.
+	out, errOut = run("hunt", "--rules", "../../rules", "--since", "2000-01-01", "--limit", "3", "-o", "json")
+	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 3 || !strings.Contains(errOut, "newest 3") || !slices.IsSortedFunc(lines, func(a, b string) int {
+		return strings.Compare(b[:30], a[:30])
+	}) {
+		t.Errorf("with --limit 3: %s%s", out, errOut)
+	}
+	if out, _ = run("hunt", "--rules", "../../rules", "--since", "2000-01-01", "--until", "2000-01-02"); !strings.Contains(out, "nothing") {
+		t.Errorf("in a time without events: %s", out)
+	}
+	// What an attacker wrote does not steer the terminal, nor the statement.
+	out, _ = run("hunt", "--condition", `proc.name != "a'); DROP TABLE process --\\" and evt.type = execve`, "--since", "2000-01-01", "--limit", "1")
+	if !strings.Contains(out, "execve") {
+		t.Errorf("with quotes in the condition: %s", out)
+	}
+	hostile := t.TempDir() + "/rules.yaml"
+	text := ""
+	for _, name := range []string{`a */ 1 --`, `b /* '`, "c\\n\\\\"} {
+		text += fmt.Sprintf("- rule: \"%s\"\n  desc: d\n  priority: INFO\n  output: \"%%proc.name '*/ \\\\\"\n  condition: evt.type = execve\n", name)
+	}
+	if err := os.WriteFile(hostile, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, _ = run("hunt", "--rules", hostile, "--since", "2000-01-01", "-o", "json")
+	if n := strings.Count(out, `"rule":"b /* '"`); n == 0 || n != strings.Count(out, `"rule":"a */ 1 --"`) || 3*n != strings.Count(out, "\n") {
+		t.Errorf("with comments in the names of rules: %s", out)
+	}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"hunt"}, "say what to look for"},
+		{[]string{"hunt", "--rule", "nothing of the kind"}, "picket rules list"},
+		{[]string{"hunt", "--condition", "proc.nmae = x"}, `--condition:1:1: unknown field "proc.nmae" (did you mean proc.name?)`},
+		{[]string{"hunt", "--condition", "evt.type = x"}, "not the name of a system call"},
+		{[]string{"hunt", "--condition", "jevt.obj contains x"}, "cannot be hunted in audit events"},
+		{[]string{"hunt", "--condition", "proc.name = x", "--since", "soon"}, "2026-11-23T08:00:00Z"},
+		{[]string{"hunt", "--condition", "proc.name = x", "--since", "1h", "--until", "2h"}, "is not before"},
+		{[]string{"hunt", "--condition", "proc.name = x", "--limit", "0"}, "at least 1"},
+		{[]string{"hunt", "--condition", "proc.name = x", "-o", "xml"}, "table or json"},
+		{[]string{"rules", "backtest", "--rules", "nowhere"}, "nowhere"},
+	} {
+		if out, _, err := picket(t, append([]string{"--clickhouse", url}, c.args...)...); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("picket %q: error %v, want one with %q\n%s", c.args, err, c.want, out)
+		}
+	}
+
+	t.Run("docs", func(t *testing.T) { examples(t, url) })
+
+	// Documents that ClickHouse does not read are told of.
+	answer, err := http.Post(url, "text/plain", strings.NewReader(`INSERT INTO picket.audit (event_id, time, batch_date, audit_request_object)
+		VALUES (generateUUIDv4(), '2001-01-01 01:00:00', today(), '{"a":123456789012345678901234567890}')`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, _ := io.ReadAll(answer.Body); answer.StatusCode != http.StatusOK {
+		t.Fatalf("%s", text)
+	}
+	_ = answer.Body.Close()
+	if _, errOut = run("hunt", "--condition", "ka.req.pod.host_pid intersects (true)", "--since", "2001-01-01", "--until", "2001-01-02"); !strings.HasPrefix(errOut, "1 audit events have objects that ClickHouse does not read") {
+		t.Errorf("of a document that ClickHouse does not read hunt says %q", errOut)
+	}
+}
+
+// difference shows what one list has and the other has not.
+func difference(a, b []string) string {
+	var out []string
+	for _, x := range a {
+		if !slices.Contains(b, x) {
+			out = append(out, "only in the stream: "+x)
+		}
+	}
+	for _, x := range b {
+		if !slices.Contains(a, x) {
+			out = append(out, "only by hunt: "+x)
+		}
+	}
+	return strings.Join(out[:min(10, len(out))], "\n")
+}
+
+var example = regexp.MustCompile("(?s)```console\n\\$ ((?:[^\n]*\\\\\n)*[^\n]*)\n(.*?)```\n")
+
+// examples runs the commands of docs/hunting.md and holds what it says they
+// print to what they print. -update writes it.
+func examples(t *testing.T, url string) {
+	const file = "../../docs/hunting.md"
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	got := example.ReplaceAllStringFunc(string(data), func(block string) string {
+		n++
+		line := example.FindStringSubmatch(block)[1]
+		args, err := words(line)
+		if err != nil || args[0] != "picket" {
+			t.Fatalf("%s: %v", line, err)
+		}
+		out, errOut, err := picket(t, append([]string{"--clickhouse", url}, args[1:]...)...)
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", line, err, errOut)
+		}
+		return "```console\n$ " + line + "\n" + out + errOut + "```\n"
+	})
+	if n < 4 {
+		t.Fatalf("%s has %d examples", file, n)
+	}
+	if got == string(data) {
+		return
+	}
+	if !*update {
+		t.Fatalf("%s says otherwise what its examples print: run go test ./cmd/picket -run Hunt -update", file)
+	}
+	if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// words splits a command line as a shell does, in so far as the examples need it.
+func words(line string) (out []string, err error) {
+	line = strings.ReplaceAll(line, "\\\n", " ")
+	var word strings.Builder
+	quote, any := rune(0), false
+	for _, c := range line {
+		switch {
+		case quote != 0 && c == quote:
+			quote = 0
+		case quote != 0:
+			word.WriteRune(c)
+		case c == '\'' || c == '"':
+			quote, any = c, true
+		case c == ' ' || c == '\n':
+			if any || word.Len() > 0 {
+				out = append(out, word.String())
+			}
+			word.Reset()
+			any = false
+		default:
+			word.WriteRune(c)
+		}
+	}
+	if quote != 0 {
+		return nil, fmt.Errorf("no closing %c", quote)
+	}
+	if any || word.Len() > 0 {
+		out = append(out, word.String())
+	}
+	return out, nil
+}
