@@ -98,7 +98,8 @@ type Alert struct {
 	// At is the event that completed it; of an absence, the event after which
 	// another did not come.
 	At Event
-	// First and Last are the times of the first and last of all events.
+	// First and Last are the times of the first and last of all events; First is
+	// that of the first revision in every other, so that it is one place in time.
 	First, Last int64
 	// Total counts the events, Values their different values.
 	Total, Values int

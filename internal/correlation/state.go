@@ -80,6 +80,7 @@ type open struct {
 	Revision uint32
 	Sent     uint64 // hash of what the last revision told
 	Gone     int    // events that belong to it and are no longer remembered
+	First    int64  // time of its first event when it was raised
 }
 
 // New returns an empty State.
@@ -354,6 +355,10 @@ func (s *State) tell(d *Definition, k *keyState, o *open) {
 			}
 		}
 	}
+	if o.Revision == 0 {
+		o.First = a.First
+	}
+	a.First = o.First
 	if sent := hashOf(sum.String()); sent != o.Sent {
 		o.Sent = sent
 		o.Revision++

@@ -54,7 +54,7 @@ func Run(ctx context.Context, cfg Config) error {
 		rt.Log.Warn("rule file", "warning", w.String())
 	}
 	rt.Log.Info("rules loaded", "rules", len(set.Rules()), "warnings", len(warnings))
-	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamAlerts); err != nil {
+	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamMatch, schemas.StreamAlerts); err != nil {
 		return err
 	}
 	selector, err := newSelector(rt.Bus, set, rt.Log)
@@ -65,6 +65,10 @@ func Run(ctx context.Context, cfg Config) error {
 	d := &detector{bus: rt.Bus, set: set, selector: selector, eval: set.NewEvaluator(), metrics: newMetrics(rt.Metrics), room: semaphore.NewWeighted(publishPending),
 		health: health.New(schemas.ServiceDetector, cfg.Cluster, "", bus.NewRunID(), rt.Log, rt.Metrics)}
 
+	if d.correlator, err = newCorrelator(d, cfg.Correlation, rt.Log, rt.Metrics); err != nil {
+		return err
+	}
+
 	// The reporter outlives the work: it reports how that ended.
 	reports, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -72,6 +76,7 @@ func Run(ctx context.Context, cfg Config) error {
 	reporter.Go(func() error { return d.health.Run(reports, health.Direct(rt.Bus)) })
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.consume(gctx) })
+	g.Go(func() error { return d.correlator.run(gctx) })
 	g.Go(func() error { return store.WriteAlerts(gctx, cfg.ClickHouse, rt, d.health) })
 	err = g.Wait()
 	stop()
@@ -104,6 +109,8 @@ type detector struct {
 	health   *health.Reporter
 	selector *selector
 	room     *semaphore.Weighted // findings that may wait for JetStream
+
+	correlator *correlator
 }
 
 type metrics struct {
@@ -143,13 +150,13 @@ func (d *detector) consume(ctx context.Context) error {
 		}
 		d.metrics.events.WithLabelValues(b.Class().String()).Add(float64(b.Rows()))
 		d.selector.observe(b)
-		found := Evaluate(d.eval, b)
-		if len(found) == 0 {
+		found, fed := d.evaluate(d.eval, b)
+		if len(found) == 0 && len(fed) == 0 {
 			m.Done(nil)
 			return
 		}
 		again := m.Again || m.Headers().Get(schemas.HeaderReplayed) != ""
-		wg.Go(func() { d.settle(m, d.publish(found, again)) })
+		wg.Go(func() { d.settle(m, errors.Join(d.publish(found, again), d.correlator.feed(fed))) })
 	})
 }
 
@@ -225,7 +232,9 @@ func (d *detector) publishSome(found []*schemas.Finding, again bool) error {
 		case ack := <-futures[i].Ok():
 			if !ack.Duplicate {
 				d.metrics.alerts.WithLabelValues(f.Unmapped.Rule, f.SeverityID.String()).Inc()
-				d.metrics.latency.Observe(time.Since(f.Unmapped.Time).Seconds())
+				if f.Unmapped.Correlation == nil { // of those correlator tells
+					d.metrics.latency.Observe(time.Since(f.Unmapped.Time).Seconds())
+				}
 			}
 		case err := <-futures[i].Err():
 			errs = append(errs, err)

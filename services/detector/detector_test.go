@@ -79,10 +79,14 @@ func start(t *testing.T) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &fixture{t: t, reg: reg, admin: natstest.Connect(t, s, schemas.ServiceAdmin), d: &detector{
+	f := &fixture{t: t, reg: reg, admin: natstest.Connect(t, s, schemas.ServiceAdmin), d: &detector{
 		room: semaphore.NewWeighted(publishPending), selector: selector,
 		bus: b, set: set, eval: set.NewEvaluator(), metrics: newMetrics(reg),
 		health: health.New(schemas.ServiceDetector, "prod", "", bus.NewRunID(), log, reg)}}
+	if f.d.correlator, err = newCorrelator(f.d, DefaultConfig().Correlation, log, reg); err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 // run consumes until stop is called, which waits for the end.
