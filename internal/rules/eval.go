@@ -231,8 +231,8 @@ func (r *Rule) found(m Match, raise func(Match), feed func(Feed)) {
 		return
 	}
 	for i := range r.feeds {
-		f := &r.feeds[i]
-		feed(Feed{Match{Rule: f.rule, Row: m.Row, batch: m.batch}, f})
+		m.Rule = r.feeds[i].rule
+		feed(Feed{m, &r.feeds[i]})
 	}
 }
 
