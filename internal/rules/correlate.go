@@ -28,8 +28,6 @@ type memoryDef struct {
 	values  []value // field of distinct, value of a baseline
 	atLeast int
 	steps   []stepDef
-	// hold is set by suppress beside correlation.
-	hold time.Duration
 }
 
 // stepDef is a step of a sequence or an absence: another rule, or a condition.

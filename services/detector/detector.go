@@ -181,14 +181,6 @@ func announced(m *bus.Message) (class string, rows uint64) {
 	return class, rows
 }
 
-// Evaluate returns the findings of a batch, in the order of its rows.
-func Evaluate(eval *rules.Evaluator, b *batch.Batch) []*schemas.Finding {
-	var found []*schemas.Finding
-	now := time.Now()
-	eval.Eval(b, func(m rules.Match) { found = append(found, alert.New(m, b, now)) })
-	return found
-}
-
 // publish returns when JetStream has every finding. Those it has already are
 // recognised by their id; again says that they may be older than JetStream
 // remembers ids, so that the writer looks for them.

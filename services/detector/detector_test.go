@@ -276,7 +276,8 @@ func TestDiesBeforeAcknowledging(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.d.publish(Evaluate(f.d.eval, b), false); err != nil {
+	found, _ := f.d.evaluate(f.d.eval, b)
+	if err := f.d.publish(found, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Nak(); err != nil { // as the server does when AckWait is over
