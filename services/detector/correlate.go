@@ -604,6 +604,11 @@ func (p *partition) commits(working, ctx context.Context) {
 		took := time.Since(began)
 		p.mu.Unlock()
 		p.pause(ctx, working, 4*took) // a large state is not written all the time
+		p.mu.Lock()
+		if len(p.open) > 0 { // came meanwhile, and pause has taken their word
+			p.nudge()
+		}
+		p.mu.Unlock()
 	}
 }
 

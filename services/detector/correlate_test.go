@@ -397,3 +397,96 @@ func TestStaleOwner(t *testing.T) {
 		t.Errorf("%d findings, want 1", n)
 	}
 }
+
+// BenchmarkMatches measures matches from evaluation to acknowledgement by their
+// owner, 1,000 in a batch over 500 keys, and, apart, how long after its event an
+// alert of such a rule is there, when nothing else waits.
+func BenchmarkMatches(b *testing.B) {
+	set, _, err := rules.Load([]rules.Source{{Name: "several.yaml", Data: []byte(severalRules)}}, rules.Options{Strict: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := natstest.Start(b)
+	admin := natstest.Connect(b, s, schemas.ServiceAdmin)
+	log := slog.New(slog.NewTextHandler(b.Output(), nil))
+	d := &detector{bus: natstest.Connect(b, s, schemas.ServiceDetector), set: set, metrics: newMetrics(prometheus.NewRegistry()), room: semaphore.NewWeighted(publishPending),
+		health: health.New(schemas.ServiceDetector, "prod", "", bus.NewRunID(), log, prometheus.NewRegistry())}
+	reg := prometheus.NewRegistry()
+	if d.correlator, err = newCorrelator(d, DefaultConfig().Correlation, log, reg); err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.correlator.run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	}()
+	eval := set.NewEvaluator()
+	n, now := 0, time.Now()
+	feed := func(rows, keys int, name string) {
+		e := batch.NewBuilder(schemas.Process, schemas.Columns(schemas.Process))
+		for range rows {
+			n++
+			e.Bytes16(schemas.EventID, schemas.Hash128(strconv.Itoa(n)))
+			e.Int64(schemas.EventTime, now.Add(time.Duration(n)*time.Millisecond/10).UnixNano())
+			e.Str(schemas.Cluster, "prod")
+			e.Str(schemas.PodName, "pod-"+strconv.Itoa(n%keys))
+			e.Str(schemas.Action, "exec")
+			e.Str(schemas.Syscall, "execve")
+			e.Str(schemas.ProcessName, name)
+			e.EndRow()
+		}
+		_, fed := d.evaluate(eval, e.Batch())
+		if err := d.correlator.feed(fed); err != nil {
+			b.Fatal(err)
+		}
+	}
+	settled := func() {
+		for {
+			st, err := admin.JS.Stream(b.Context(), schemas.StreamMatch)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if st.CachedInfo().State.Msgs == 0 {
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	feed(1000, 500, "bash") // the owner is there, and begun
+	settled()
+	b.ResetTimer()
+	for range b.N {
+		feed(1000, 500, "bash")
+	}
+	settled()
+	b.StopTimer()
+	b.ReportMetric(float64(1000*b.N)/b.Elapsed().Seconds(), "matches/s")
+
+	var delays []time.Duration
+	alerts, err := admin.JS.Stream(b.Context(), schemas.StreamAlerts)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range 20 {
+		began := time.Now()
+		feed(1, 1<<30, "cat") // a pod of its own, so an alert
+		for {
+			info, err := alerts.Info(b.Context(), jetstream.WithSubjectFilter("picket.alerts.*.*.*.Cat"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			if info.State.Subjects["picket.alerts.prod.low._.Cat"] > uint64(i) {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		delays = append(delays, time.Since(began))
+	}
+	slices.Sort(delays)
+	b.ReportMetric(float64(delays[10].Microseconds())/1000, "ms-to-alert-p50")
+	b.ReportMetric(float64(delays[19].Microseconds())/1000, "ms-to-alert-max")
+}
