@@ -225,9 +225,9 @@ func told(alerts map[[16]byte]Alert) (out []string) {
 // wherever the state is written down and taken up again: the alerts are those of
 // the reference.
 func TestAgainstReference(t *testing.T) {
-	seeds := 100
+	seeds := 40
 	if testing.Short() {
-		seeds = 20
+		seeds = 10
 	}
 	raised := make(map[Kind]int)
 	for seed := range seeds {
