@@ -12,6 +12,7 @@ import (
 const (
 	StreamRaw    = "PICKET_RAW"
 	StreamEvents = "PICKET_EVENTS"
+	StreamMatch  = "PICKET_MATCH"
 	StreamAlerts = "PICKET_ALERTS"
 	StreamDead   = "PICKET_DEAD"
 )
@@ -32,6 +33,13 @@ const (
 	DurableSink         = "sink"          // on PICKET_EVENTS
 	DurableAlertsWriter = "alerts-writer" // on PICKET_ALERTS
 )
+
+// DurableMatch is the durable of a partition of PICKET_MATCH.
+func DurableMatch(partition int) string { return "correlate-" + strconv.Itoa(partition) }
+
+// MatchGroup is the priority group of those durables: the server pins it to one
+// client at a time.
+const MatchGroup = "owner"
 
 // Message headers.
 const (
@@ -61,6 +69,8 @@ const (
 	DuplicatesWindow = 30 * time.Minute
 	// Partitions is the number of partitions of PICKET_EVENTS.
 	Partitions = 16
+	// MatchPartitions is the number of partitions of PICKET_MATCH.
+	MatchPartitions = 64
 )
 
 // Loss reasons: the one list of how events can be lost or set aside. Every
@@ -157,6 +167,9 @@ func ParseEventsSubject(subject string) (cluster string, c Class, err error) {
 	c, err = ParseClass(t[3])
 	return t[2], c, err
 }
+
+// MatchSubject is where the detector publishes what feeds a correlation.
+func MatchSubject(partition int) string { return "picket.match." + strconv.Itoa(partition) }
 
 // AlertSubject is where the detector publishes a finding.
 func AlertSubject(cluster string, s Severity, namespace, rule string) string {

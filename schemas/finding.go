@@ -245,6 +245,17 @@ type FindingExtra struct {
 	Why map[string]string `json:"why,omitempty"`
 	// Fields are those of the rule's output.
 	Fields map[string]string `json:"output_fields"`
+	// Correlation is set for a rule about several events.
+	Correlation *Correlation `json:"correlation,omitempty"`
+}
+
+// Correlation says which events made an alert of a rule about several events.
+type Correlation struct {
+	Kind   string            `json:"kind"` // count, distinct, sequence, absence, baseline or suppress
+	Key    map[string]string `json:"key"`  // values of the fields under by
+	Count  int               `json:"count"`
+	Values int               `json:"distinct,omitempty"`
+	Last   time.Time         `json:"last"` // time of the last event
 }
 
 // Hash128 is the hash behind event ids and alert ids: XXH3-128 over the parts,

@@ -78,8 +78,9 @@ func PermissionsOf(service, cluster, node string) Permissions {
 	case ServiceDetector:
 		consume(StreamEvents, DurableDetector)
 		consume(StreamAlerts, DurableAlertsWriter)
+		consume(StreamMatch, "*")
 		info(StreamRaw)
-		p.Publish = append(p.Publish, "picket.alerts.>", ownHealth,
+		p.Publish = append(p.Publish, "picket.alerts.>", "picket.match.*", "$JS.API.CONSUMER.UNPIN."+StreamMatch+".*", ownHealth,
 			"$JS.API.STREAM.MSG.GET."+StreamAlerts, "$JS.API.DIRECT.GET."+StreamAlerts)
 		bucket(BucketState, ">", true)
 		bucket(BucketControl, ">", true)

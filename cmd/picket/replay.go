@@ -13,7 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"picket/internal/alert"
 	"picket/internal/batch"
+	"picket/internal/correlation"
 	"picket/internal/rules"
 	"picket/schemas"
 	auditlogingest "picket/services/auditlog-ingest"
@@ -47,7 +49,7 @@ written there. The exit code is 0 whether or not alerts were raised.`,
 				return err
 			}
 			out := bufio.NewWriterSize(cmd.OutOrStdout(), 64<<10)
-			r := &replay{eval: set.NewEvaluator(), join: enricher.New(), out: json.NewEncoder(out)}
+			r := &replay{eval: set.NewCorrelator(replayLimits), join: enricher.New(), out: json.NewEncoder(out)}
 			r.out.SetEscapeHTML(false)
 			read := map[string]func([]byte) error{"capture": r.capture, "kube-audit": r.kubeAudit}[format]
 			if read == nil {
@@ -58,7 +60,7 @@ written there. The exit code is 0 whether or not alerts were raised.`,
 					return errors.Join(fmt.Errorf("%s: %w", name, err), out.Flush())
 				}
 			}
-			if err := out.Flush(); err != nil {
+			if err := errors.Join(r.correlated(r.eval.End()), out.Flush()); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "%d events, %d alerts\n", r.events, r.alerts)
@@ -74,7 +76,7 @@ written there. The exit code is 0 whether or not alerts were raised.`,
 }
 
 type replay struct {
-	eval *rules.Evaluator
+	eval *rules.Correlator
 	join *enricher.Enricher
 	out  *json.Encoder
 
@@ -153,6 +155,7 @@ type replayedAlert struct {
 	Rule       string            `json:"rule"`
 	Message    string            `json:"message"`
 	AlertID    string            `json:"alert_id"`
+	Revision   uint32            `json:"revision,omitempty"` // from 2: the alert was amended
 	EventID    string            `json:"event_id"`
 	Class      string            `json:"class"`
 	Cluster    string            `json:"cluster"`
@@ -169,19 +172,52 @@ func (r *replay) evaluate(b *batch.Batch) error {
 		return err
 	}
 	r.events += joined.Rows()
-	for _, f := range detector.Evaluate(r.eval, joined) {
-		r.alerts++
-		a := replayedAlert{Time: f.Unmapped.Time, Severity: f.SeverityID.String(), Rule: f.Unmapped.Rule, Message: f.Message,
-			AlertID: f.FindingInfo.UID, EventID: f.Evidences[0].UID, Class: f.Unmapped.Class, Cluster: f.Unmapped.Cluster, Node: f.Unmapped.Node,
-			Priority: f.Unmapped.Priority, Tags: f.Metadata.Labels, Fields: f.Unmapped.Fields}
-		for _, t := range f.FindingInfo.Attacks {
-			if !slices.Contains(a.Techniques, t.ID()) {
-				a.Techniques = append(a.Techniques, t.ID())
-			}
+	now := time.Now()
+	var found []*schemas.Finding
+	several := r.eval.Eval(joined, func(m rules.Match) { found = append(found, alert.New(m, joined, now)) }, func(f rules.Feed) []byte {
+		doc, _ := alert.Part(f, joined, now) // without it the alert says less
+		return doc
+	})
+	for _, f := range found {
+		if err := r.print(f); err != nil {
+			return err
 		}
-		if err := r.out.Encode(a); err != nil {
+	}
+	return r.correlated(several)
+}
+
+// correlated prints alerts of rules about several events.
+func (r *replay) correlated(several []correlation.Alert) error {
+	for i := range several {
+		f, err := alert.Correlated(&several[i], time.Now())
+		if err != nil {
+			return err
+		}
+		if err := r.print(f); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// replayLimits bound what rules about several events remember in a replay.
+var replayLimits = correlation.Limits{Lateness: detector.DefaultConfig().Correlation.Lateness, Keys: 200_000, Bytes: 256 << 20}
+
+// print writes one alert, or a later revision of one.
+func (r *replay) print(f *schemas.Finding) error {
+	if f.Metadata.Sequence == 1 {
+		r.alerts++
+	}
+	a := replayedAlert{Time: f.Unmapped.Time, Severity: f.SeverityID.String(), Rule: f.Unmapped.Rule, Message: f.Message,
+		AlertID: f.FindingInfo.UID, EventID: f.Evidences[0].UID, Class: f.Unmapped.Class, Cluster: f.Unmapped.Cluster, Node: f.Unmapped.Node,
+		Priority: f.Unmapped.Priority, Tags: f.Metadata.Labels, Fields: f.Unmapped.Fields}
+	if f.Metadata.Sequence > 1 {
+		a.Revision = f.Metadata.Sequence
+	}
+	for _, t := range f.FindingInfo.Attacks {
+		if !slices.Contains(a.Techniques, t.ID()) {
+			a.Techniques = append(a.Techniques, t.ID())
+		}
+	}
+	return r.out.Encode(a)
 }

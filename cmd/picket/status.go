@@ -96,7 +96,7 @@ func streams(cmd *cobra.Command, cfg bus.Config, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
 	defer cancel()
 	t := newTable(out, "STREAM", "MESSAGES", "MIB", "CONSUMER", "WAITING", "UNDER WAY", "REDELIVERED")
-	for _, name := range []string{schemas.StreamRaw, schemas.StreamEvents, schemas.StreamAlerts, schemas.StreamDead} {
+	for _, name := range []string{schemas.StreamRaw, schemas.StreamEvents, schemas.StreamMatch, schemas.StreamAlerts, schemas.StreamDead} {
 		s, err := b.JS.Stream(ctx, name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			return fmt.Errorf("stream %s is missing: run `picket migrate`", name)
@@ -106,6 +106,18 @@ func streams(cmd *cobra.Command, cfg bus.Config, out io.Writer) error {
 		}
 		st := s.CachedInfo().State
 		cells := []string{name, fmt.Sprint(st.Msgs), fmt.Sprintf("%.1f", float64(st.Bytes)/(1<<20))}
+		if name == schemas.StreamMatch { // many consumers that are one in their work
+			var pending, underWay, redelivered int
+			list := s.ListConsumers(ctx)
+			for c := range list.Info() {
+				pending, underWay, redelivered = pending+int(c.NumPending), underWay+c.NumAckPending, redelivered+c.NumRedelivered
+			}
+			if err := list.Err(); err != nil {
+				return fmt.Errorf("consumers of %s: %w", name, err)
+			}
+			t.row(append(cells, fmt.Sprintf("correlate (%d)", schemas.MatchPartitions), fmt.Sprint(pending), fmt.Sprint(underWay), fmt.Sprint(redelivered))...)
+			continue
+		}
 		consumers := 0
 		list := s.ListConsumers(ctx)
 		for c := range list.Info() {

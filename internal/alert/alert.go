@@ -169,11 +169,13 @@ const MaxBytes = 512 << 10
 // it cuts the longest texts: an alert with a cut text is one, while an alert
 // that cannot be published is none. The event itself is stored whole. An error
 // is permanent (reason "oversized"): the rule's own words are too long.
-func Encode(f *schemas.Finding) ([]byte, error) {
+func Encode(f *schemas.Finding) ([]byte, error) { return encode(f, MaxBytes) }
+
+func encode(f *schemas.Finding, most int) ([]byte, error) {
 	data, err := json.Marshal(f)
-	for limit := MaxBytes / 8; err == nil && len(data) > MaxBytes; limit /= 2 {
+	for limit := most / 8; err == nil && len(data) > most; limit /= 2 {
 		if limit < maxToken {
-			return nil, fault.Permanent(schemas.LossOversized, fmt.Errorf("finding of %d bytes with its texts cut; at most %d can be published", len(data), MaxBytes))
+			return nil, fault.Permanent(schemas.LossOversized, fmt.Errorf("finding of %d bytes with its texts cut; at most %d can be published", len(data), most))
 		}
 		shorten(reflect.ValueOf(f), limit)
 		data, err = json.Marshal(f)

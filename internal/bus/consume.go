@@ -49,14 +49,14 @@ type consumption struct {
 // the message AckWait later. Consume returns after every message's Done was
 // called; on ctx's end it still hands over what has been fetched, so that
 // nobody has to wait for it to be delivered again, and waits for all at most
-// grace.
-func (b *Bus) Consume(ctx context.Context, stream, durable string, grace time.Duration, handle func(*Message)) error {
+// grace. opts are added to those of the pull.
+func (b *Bus) Consume(ctx context.Context, stream, durable string, grace time.Duration, handle func(*Message), opts ...jetstream.PullMessagesOpt) error {
 	var it jetstream.MessagesContext
 	var connection, older uint64 // connections made, and the stream's last sequence then
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		var err error
 		connection = b.NC.Stats().Reconnects
-		if it, older, err = b.iterate(ctx, stream, durable); err == nil {
+		if it, older, err = b.iterate(ctx, stream, durable, opts); err == nil {
 			break
 		}
 		if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -128,7 +128,7 @@ func (b *Bus) Consume(ctx context.Context, stream, durable string, grace time.Du
 }
 
 // iterate begins to pull, and returns the stream's last sequence before that.
-func (b *Bus) iterate(ctx context.Context, stream, durable string) (jetstream.MessagesContext, uint64, error) {
+func (b *Bus) iterate(ctx context.Context, stream, durable string, opts []jetstream.PullMessagesOpt) (jetstream.MessagesContext, uint64, error) {
 	last, err := b.lastSequence(ctx, stream)
 	if err != nil {
 		return nil, 0, err
@@ -137,7 +137,7 @@ func (b *Bus) iterate(ctx context.Context, stream, durable string) (jetstream.Me
 	if err != nil {
 		return nil, 0, err
 	}
-	it, err := cons.Messages(jetstream.PullMaxMessages(max(1, cons.CachedInfo().Config.MaxAckPending/2)), jetstream.WithMessagesErrOnMissingHeartbeat(false))
+	it, err := cons.Messages(append(opts, jetstream.PullMaxMessages(max(1, cons.CachedInfo().Config.MaxAckPending/2)), jetstream.WithMessagesErrOnMissingHeartbeat(false))...)
 	return it, last, err
 }
 

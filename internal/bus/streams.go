@@ -21,18 +21,19 @@ type Limits struct {
 	// EventsBytes is what a ClickHouse outage may pile up before the oldest
 	// events are dropped (and counted).
 	EventsBytes int64
+	MatchBytes  int64 // PICKET_MATCH; full means that the detector waits
 	AlertsBytes int64
 	DeadBytes   int64
 }
 
 // DefaultLimits suits one machine.
 func DefaultLimits() Limits {
-	return Limits{Replicas: 1, RawBytes: 1 << 30, EventsAge: 24 * time.Hour, EventsBytes: 4 << 30, AlertsBytes: 1 << 30, DeadBytes: 256 << 20}
+	return Limits{Replicas: 1, RawBytes: 1 << 30, EventsAge: 24 * time.Hour, EventsBytes: 4 << 30, MatchBytes: 1 << 30, AlertsBytes: 1 << 30, DeadBytes: 256 << 20}
 }
 
 func streams(l Limits) []jetstream.StreamConfig {
 	base := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: l.Replicas, Duplicates: schemas.DuplicatesWindow, Compression: jetstream.S2Compression}
-	raw, events, alerts, dead := base, base, base, base
+	raw, events, match, alerts, dead := base, base, base, base, base
 	raw.Name, raw.Subjects = schemas.StreamRaw, []string{"picket.raw.>"}
 	raw.Retention, raw.Discard, raw.MaxBytes = jetstream.WorkQueuePolicy, jetstream.DiscardNew, l.RawBytes
 	raw.MaxMsgSize = schemas.MaxBatchBytes + 16<<10
@@ -40,18 +41,25 @@ func streams(l Limits) []jetstream.StreamConfig {
 	events.Name, events.Subjects = schemas.StreamEvents, []string{"picket.events.>"}
 	events.Retention, events.Discard, events.MaxBytes, events.MaxAge = jetstream.InterestPolicy, jetstream.DiscardOld, l.EventsBytes, l.EventsAge
 	events.Description = "Enriched batches, until detector and sink have them."
+	match.Name, match.Subjects = schemas.StreamMatch, []string{"picket.match.*"}
+	match.Retention, match.Discard, match.MaxBytes = jetstream.WorkQueuePolicy, jetstream.DiscardNew, l.MatchBytes
+	match.Description = "Matches of rules that look at several events, until the state of their partition has them."
 	alerts.Name, alerts.Subjects = schemas.StreamAlerts, []string{"picket.alerts.>"}
 	alerts.Retention, alerts.Discard, alerts.MaxBytes, alerts.MaxAge = jetstream.LimitsPolicy, jetstream.DiscardOld, l.AlertsBytes, 30*24*time.Hour
 	alerts.Description = "Findings, one OCSF Detection Finding each."
 	dead.Name, dead.Subjects = schemas.StreamDead, []string{"picket.dead.>"}
 	dead.Retention, dead.Discard, dead.MaxBytes, dead.MaxAge = jetstream.LimitsPolicy, jetstream.DiscardOld, l.DeadBytes, 30*24*time.Hour
 	dead.Description = "What could not be processed, with its reason in the headers."
-	return []jetstream.StreamConfig{raw, events, alerts, dead}
+	return []jetstream.StreamConfig{raw, events, match, alerts, dead}
 }
 
 // AckWait is how long a message may stay unacknowledged after its consumer
 // last gave a sign of life: how long a dead service's work waits for another.
 const AckWait = 15 * time.Second
+
+// PinnedTTL is how long a partition of PICKET_MATCH waits for the owner that no
+// longer asks for it before another gets it.
+const PinnedTTL = 10 * time.Second
 
 type durable struct {
 	stream string
@@ -68,12 +76,19 @@ func durables() []durable {
 			MaxDeliver: -1, MaxAckPending: pending,
 		}}
 	}
-	return []durable{
+	all := []durable{
 		consumer(schemas.StreamRaw, schemas.DurableEnricher, 256),
 		consumer(schemas.StreamEvents, schemas.DurableDetector, 256),
 		consumer(schemas.StreamEvents, schemas.DurableSink, 2048),
 		consumer(schemas.StreamAlerts, schemas.DurableAlertsWriter, 4096),
 	}
+	for p := range schemas.MatchPartitions {
+		d := consumer(schemas.StreamMatch, schemas.DurableMatch(p), 256)
+		d.config.FilterSubject = schemas.MatchSubject(p)
+		d.config.PriorityPolicy, d.config.PriorityGroups, d.config.PinnedTTL = jetstream.PriorityPolicyPinned, []string{schemas.MatchGroup}, PinnedTTL
+		all = append(all, d)
+	}
+	return all
 }
 
 func buckets(l Limits) []jetstream.KeyValueConfig {

@@ -123,6 +123,7 @@ func busPage() string {
 	b.WriteString("# On the bus\n\n| stream | subjects |\n| --- | --- |\n")
 	fmt.Fprintf(&b, "| `%s` | `%s` |\n", schemas.StreamRaw, "picket.raw.<cluster>.<node or source>.<class>")
 	fmt.Fprintf(&b, "| `%s` | `%s` |\n", schemas.StreamEvents, "picket.events.<cluster>.<class>.<partition>")
+	fmt.Fprintf(&b, "| `%s` | `%s` |\n", schemas.StreamMatch, "picket.match.<partition>")
 	fmt.Fprintf(&b, "| `%s` | `%s` |\n", schemas.StreamAlerts, "picket.alerts.<cluster>.<severity>.<namespace>.<rule>")
 	fmt.Fprintf(&b, "| `%s` | `%s` |\n", schemas.StreamDead, "picket.dead.<service>")
 	b.WriteString("\nParts of a subject are made safe: dots, spaces and wildcards become `_`, an empty part is `_`.\n\n## Permissions\n\nWhat each service's credentials allow, for cluster `c` and node `n`.\n")

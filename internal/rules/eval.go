@@ -36,19 +36,23 @@ func (s *Set) NewEvaluator() *Evaluator {
 const maxRows = 1 << 15
 
 // Eval calls raise for every row that a rule matches: by row, and for one row
-// in load order of the rules. Nothing is allocated per row that matches no
-// rule.
-func (ev *Evaluator) Eval(b *batch.Batch, raise func(Match)) {
+// in load order of the rules. Rules that look at several events, and those with
+// raise: false, are left out. Nothing is allocated per row that matches no rule.
+func (ev *Evaluator) Eval(b *batch.Batch, raise func(Match)) { ev.EvalFeeds(b, raise, nil) }
+
+// EvalFeeds is Eval, and calls feed for every row that feeds the memory of a rule
+// that looks at several events.
+func (ev *Evaluator) EvalFeeds(b *batch.Batch, raise func(Match), feed func(Feed)) {
 	s := ev.states[b.Class()]
 	if s == nil || b.Rows() == 0 {
 		return
 	}
 	if b.Rows() <= maxRows {
-		s.eval(b, b, 0, raise)
+		s.eval(b, b, 0, raise, feed)
 		return
 	}
 	for from := 0; from < b.Rows(); from += maxRows {
-		s.eval(b.Slice(from, min(from+maxRows, b.Rows())), b, from, raise)
+		s.eval(b.Slice(from, min(from+maxRows, b.Rows())), b, from, raise, feed)
 	}
 }
 
@@ -152,7 +156,7 @@ func (a *arena) keep(v []byte) string {
 	}
 }
 
-func (s *state) eval(b, whole *batch.Batch, offset int, raise func(Match)) {
+func (s *state) eval(b, whole *batch.Batch, offset int, raise func(Match), feed func(Feed)) {
 	s.epoch++
 	if s.epoch == 0 { // wrapped: no state may look current
 		clear(s.nodes)
@@ -212,10 +216,24 @@ func (s *state) eval(b, whole *batch.Batch, offset int, raise func(Match)) {
 			bit := bits.TrailingZeros64(word)
 			for _, h := range s.hits {
 				if h.rows[w]>>bit&1 != 0 {
-					raise(Match{Rule: h.rule, Row: offset + w*64 + bit, batch: whole, state: s, epoch: s.epoch, at: w*64 + bit, root: h.root})
+					h.rule.found(Match{Rule: h.rule, Row: offset + w*64 + bit, batch: whole, state: s, epoch: s.epoch, at: w*64 + bit, root: h.root}, raise, feed)
 				}
 			}
 		}
+	}
+}
+
+// found hands a match on: as an alert, and to those who remember it.
+func (r *Rule) found(m Match, raise func(Match), feed func(Feed)) {
+	if r.Raises && r.Correlation == nil {
+		raise(m)
+	}
+	if feed == nil {
+		return
+	}
+	for i := range r.feeds {
+		m.Rule = r.feeds[i].rule
+		feed(Feed{m, &r.feeds[i]})
 	}
 }
 

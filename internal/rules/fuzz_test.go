@@ -40,6 +40,9 @@ func FuzzLoad(f *testing.F) {
 		"- rule: [", "&a [*a]", "- list: a\n  items: [a]\n", "%YAML 1.1\n---\n- x\n...\n--- !!str\n", "- rule: !!binary aGk=\n", "\xff\xfe", "- {rule: r, desc: &d x, output: *d, priority: INFO, condition: evt.num=1}\n",
 		base + "len(proc.args) > 1 and len(proc.args) < 1 or tolower(proc.name) = val(proc.pname)\n- required_engine_version: 0.1.0\n- required_plugin_versions: [{name: a, version: 0.1.0, alternatives: [{name: b, version: 0.2.0}]}]\n",
 		base + "proc.name = \"\\xff\" and (not proc.pid in (1,2) or proc.pid > 1)\n  skip-if-unknown-filter: true\n- list: a\n  items: [b]\n- list: a\n  items: [c]\n",
+		base + "proc.name = a\n  suppress: {by: [proc.pid], window: 1d}\n", base + "proc.name = a\n  baseline: {by: [proc.pid], value: [proc.name, proc.exe], learn: 1h}\n  raise: true\n",
+		base + "proc.name = a\n  raise: false\n- rule: s\n  desc: d\n  output: '%correlation.count'\n  priority: INFO\n  correlation:\n    kind: sequence\n    window: 5m\n    by: [proc.name]\n    steps: [{rule: r}, {condition: ka.verb = x, source: k8s_audit, by: ka.verb}]\n",
+		base + "proc.name = a\n  correlation: {kind: distinct, window: 5m, by: proc.name, field: fd.rport, at_least: 3}\n- rule: r\n  override: {correlation: replace}\n  correlation: {kind: absence, window: 5m, by: proc.name, steps: [{rule: r}, {rule: r}]}\n",
 		base + "jevt.value[/requestObject/spec/containers/0] exists\n  source: k8s_audit\n",
 	} {
 		f.Add(s)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"picket/internal/correlation"
 	"picket/schemas"
 )
 
@@ -57,9 +58,16 @@ type Rule struct {
 	File string
 	Line int
 
+	// Raises is false for a rule that is only a step of others (raise: false).
+	Raises bool
+	// Correlation is what a rule that looks at several events asks for; nil
+	// for one that raises whenever an event matches.
+	Correlation *correlation.Definition
+
 	index  int
 	output []outputPart
 	cond   *cond // for SQL
+	feeds  []feed
 }
 
 // Set is a checked set of rules, compiled for evaluation. It never changes and
@@ -295,11 +303,14 @@ func (l *loader) mergeRule(it *item) {
 	for _, need := range []struct {
 		key string
 		has bool
-	}{{"condition", it.condition != nil}, {"output", it.output != nil}, {"desc", it.desc != nil}, {"priority", it.priority != nil}} {
+	}{{"condition", it.condition != nil || it.hasSteps()}, {"output", it.output != nil}, {"desc", it.desc != nil}, {"priority", it.priority != nil}} {
 		if !need.has {
 			l.error(it.at, "", "rule %q has no %s", it.name, need.key)
 			return
 		}
+	}
+	if it.condition == nil {
+		it.condition = &text{}
 	}
 	def := &ruleDef{*it}
 	if old != nil && old.sourceName() != def.sourceName() {
@@ -365,6 +376,18 @@ func (l *loader) change(r *ruleDef, it *item) {
 	if it.skipUnknown != nil {
 		r.skipUnknown = it.skipUnknown
 	}
+	if it.raise != nil {
+		r.raise = it.raise
+	}
+	if it.correlation != nil {
+		r.correlation = it.correlation
+	}
+	if it.baseline != nil {
+		r.baseline = it.baseline
+	}
+	if it.suppress != nil {
+		r.suppress = it.suppress
+	}
 	if it.source != nil {
 		l.error(it.at, "", "the source of rule %q cannot be changed", it.name)
 	}
@@ -420,6 +443,7 @@ func (l *loader) compile() *Set {
 	for _, r := range l.order {
 		b.rule(r)
 	}
+	b.link()
 	if l.opts.Lint {
 		b.unused()
 	}
@@ -453,6 +477,7 @@ type setBuilder struct {
 	skipped   map[string]bool   // macros with names unknown, of rules that may be skipped
 	out       []*Rule
 	nodes     int
+	sequences []sequence
 }
 
 func (b *setBuilder) rule(def *ruleDef) {
@@ -469,13 +494,17 @@ func (b *setBuilder) rule(def *ruleDef) {
 			return
 		}
 	}
+	if def.hasSteps() {
+		classes = schemas.SetOf(schemas.Classes()...) // of its steps
+	}
 	at := def.at.fault("", "")
 	r := &Rule{
 		Name: def.name, Description: *def.desc, Source: source, Tags: def.texts["tags"], AlertTypes: def.texts["alert_type"],
 		References: def.texts["references"], FalsePositives: def.texts["false_positives"], Response: def.texts["response"],
 		Condition: strings.TrimSpace(def.condition.value), OutputTemplate: strings.TrimSpace(def.output.value),
 		Priority: strings.TrimSpace(def.priority.value), Enabled: def.enabled == nil || *def.enabled,
-		File: at.File, Line: at.Line,
+		Raises: def.raise == nil || *def.raise,
+		File:   at.File, Line: at.Line,
 	}
 	var err error
 	if r.Severity, err = schemas.SeverityOfPriority(r.Priority); err != nil {
@@ -499,6 +528,12 @@ func (b *setBuilder) rule(def *ruleDef) {
 	}
 	before := len(b.errs)
 	r.output = b.template(def, r, classes)
+	if def.hasSteps() {
+		if len(b.errs) == before {
+			b.sequence(def, r)
+		}
+		return
+	}
 	cd := b.condition(def)
 	if cd == nil || len(b.errs) > before {
 		return
@@ -538,6 +573,9 @@ func (b *setBuilder) rule(def *ruleDef) {
 			}
 		}
 		b.warn(at, r.Name, false, "", "rule %q can match no event: %s", r.Name, why)
+	}
+	if !b.remember(def, r) {
+		return
 	}
 	r.index, r.cond = len(b.out), cd
 	b.out = append(b.out, r)

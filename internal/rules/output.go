@@ -67,6 +67,10 @@ func (b *setBuilder) template(def *ruleDef, r *Rule, classes schemas.ClassSet) (
 			return nil
 		}
 		at = end
+		if def.memory() != nil && isCorrelationField(ref.String()) {
+			parts = append(parts, outputPart{ref: ref.String()})
+			continue
+		}
 		o, reason, ok := b.checker.resolveAt(ref)
 		switch {
 		case !ok:

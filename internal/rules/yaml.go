@@ -33,6 +33,9 @@ type item struct {
 	id            *text
 	risk          *uint32
 	texts         map[string][]string // keys with one text or a list of them: textKeys
+	raise         *bool
+
+	correlation, baseline, suppress *memoryDef
 
 	items    []value // list
 	hasItems bool
@@ -205,7 +208,8 @@ func listValue(t *text) value {
 
 var itemKeys = map[string][]string{
 	"rule": {"condition", "output", "desc", "priority", "source", "enabled", "exceptions", "warn_evttypes",
-		"skip-if-unknown-filter", "append", "override", "id", "risk", "tags", "mitre", "alert_type", "references", "false_positives", "response"},
+		"skip-if-unknown-filter", "append", "override", "id", "risk", "tags", "mitre", "alert_type", "references", "false_positives", "response",
+		"correlation", "baseline", "suppress", "raise"},
 	"macro": {"condition", "append", "override"},
 	"list":  {"items", "append", "override"},
 }
@@ -329,6 +333,14 @@ func (y *yamlReader) key(it *item, k, v *yaml.Node) {
 		}
 	case "enabled":
 		it.enabled = y.bool(v, k.Value)
+	case "raise":
+		it.raise = y.bool(v, k.Value)
+	case "correlation":
+		it.correlation = y.correlationKey(v)
+	case "baseline":
+		it.baseline = y.baselineKey(v)
+	case "suppress":
+		it.suppress = y.suppressKey(v)
 	case "warn_evttypes":
 		it.warnEvttypes = y.bool(v, k.Value)
 	case "skip-if-unknown-filter":

@@ -54,7 +54,7 @@ func Run(ctx context.Context, cfg Config) error {
 	for _, w := range warnings {
 		rt.Log.Warn("rule file", "warning", w.String())
 	}
-	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamAlerts, "KV_"+schemas.BucketRules); err != nil {
+	if err := rt.Verify(ctx, schemas.StreamEvents, schemas.StreamMatch, schemas.StreamAlerts, "KV_"+schemas.BucketRules); err != nil {
 		return err
 	}
 	selector, err := newSelector(rt.Bus, set, rt.Log)
@@ -64,6 +64,10 @@ func Run(ctx context.Context, cfg Config) error {
 	keeper := newKeeper(rt.Bus, files, set, len(warnings), rt.Log, rt.Metrics, selector.use)
 	d := &detector{bus: rt.Bus, keeper: keeper, selector: selector, metrics: newMetrics(rt.Metrics), room: semaphore.NewWeighted(publishPending),
 		health: health.New(schemas.ServiceDetector, cfg.Cluster, "", bus.NewRunID(), rt.Log, rt.Metrics)}
+
+	if d.correlator, err = newCorrelator(d, cfg.Correlation, rt.Log, rt.Metrics); err != nil {
+		return err
+	}
 
 	// The reporter outlives the work: it reports how that ended.
 	reports, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -81,6 +85,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return nil
 		}
 	})
+	g.Go(func() error { return d.correlator.run(gctx) })
 	g.Go(func() error { return store.WriteAlerts(gctx, cfg.ClickHouse, rt, d.health) })
 	err = g.Wait()
 	stop()
@@ -114,6 +119,8 @@ type detector struct {
 	health   *health.Reporter
 	selector *selector
 	room     *semaphore.Weighted // findings that may wait for JetStream
+
+	correlator *correlator
 }
 
 type metrics struct {
@@ -154,13 +161,13 @@ func (d *detector) consume(ctx context.Context) error {
 		d.useRules(d.keeper.set())
 		d.metrics.events.WithLabelValues(b.Class().String()).Add(float64(b.Rows()))
 		d.selector.observe(b)
-		found := Evaluate(d.eval, b)
-		if len(found) == 0 {
+		found, fed := d.evaluate(d.eval, b)
+		if len(found) == 0 && len(fed) == 0 {
 			m.Done(nil)
 			return
 		}
 		again := m.Again || m.Headers().Get(schemas.HeaderReplayed) != ""
-		wg.Go(func() { d.settle(m, d.publish(found, again)) })
+		wg.Go(func() { d.settle(m, errors.Join(d.publish(found, again), d.correlator.feed(fed))) })
 	})
 }
 
@@ -191,14 +198,6 @@ func announced(m *bus.Message) (class string, rows uint64) {
 		rows = 1
 	}
 	return class, rows
-}
-
-// Evaluate returns the findings of a batch, in the order of its rows.
-func Evaluate(eval *rules.Evaluator, b *batch.Batch) []*schemas.Finding {
-	var found []*schemas.Finding
-	now := time.Now()
-	eval.Eval(b, func(m rules.Match) { found = append(found, alert.New(m, b, now)) })
-	return found
 }
 
 // publish returns when JetStream has every finding. Those it has already are
@@ -244,7 +243,9 @@ func (d *detector) publishSome(found []*schemas.Finding, again bool) error {
 		case ack := <-futures[i].Ok():
 			if !ack.Duplicate {
 				d.metrics.alerts.WithLabelValues(f.Unmapped.Rule, f.SeverityID.String()).Inc()
-				d.metrics.latency.Observe(time.Since(f.Unmapped.Time).Seconds())
+				if f.Unmapped.Correlation == nil { // of those correlator tells
+					d.metrics.latency.Observe(time.Since(f.Unmapped.Time).Seconds())
+				}
 			}
 		case err := <-futures[i].Err():
 			errs = append(errs, err)

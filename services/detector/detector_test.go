@@ -79,10 +79,14 @@ func start(t *testing.T) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &fixture{t: t, reg: reg, admin: natstest.Connect(t, s, schemas.ServiceAdmin), d: &detector{
+	f := &fixture{t: t, reg: reg, admin: natstest.Connect(t, s, schemas.ServiceAdmin), d: &detector{
 		room: semaphore.NewWeighted(publishPending), selector: selector,
 		bus: b, keeper: newKeeper(b, newFileWatch(nil), set, 0, log, reg, selector.use), metrics: newMetrics(reg),
 		health: health.New(schemas.ServiceDetector, "prod", "", bus.NewRunID(), log, reg)}}
+	if f.d.correlator, err = newCorrelator(f.d, DefaultConfig().Correlation, log, reg); err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 // run consumes until stop is called, which waits for the end. It returns when
@@ -286,7 +290,8 @@ func TestDiesBeforeAcknowledging(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.d.publish(Evaluate(f.d.keeper.set().NewEvaluator(), b), false); err != nil {
+	found, _ := f.d.evaluate(f.d.keeper.set().NewEvaluator(), b)
+	if err := f.d.publish(found, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Nak(); err != nil { // as the server does when AckWait is over
