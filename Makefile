@@ -84,6 +84,16 @@ bench-sensor: ## What the sensor costs its node, with limits (root, quiet machin
 	$(GOBUILD) -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/picket-sensor
 	$(GO) run ./test/bench-sensor $(ARGS)
 
+.PHONY: bench-noise
+bench-noise: build ## How many alerts ordinary work raises (root for its recording, made once); ARGS=-check for the limit
+	@scripts/install.sh bench
+	@$(GO) run ./test/bench-noise $(ARGS)
+
+.PHONY: bench-detector
+bench-detector: build ## What evaluating an event costs, over a million recorded ones; ARGS='-check -rounds 3' for flags
+	@scripts/install.sh bench
+	@$(GO) run ./test/bench-detector $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what was built
 	rm -rf bin
