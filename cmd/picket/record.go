@@ -77,14 +77,12 @@ that: the reads of files and the system calls that they are about.`,
 			} else {
 				err = recordCommand(ctx, cmd, cfg, rec, command)
 			}
-			if err != nil {
-				return err
-			}
-			if err := w.Close(); err != nil {
+			// What was recorded is kept, also of a command that failed.
+			if err := errors.Join(err, w.Close(), f.Close()); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "%d events in %s\n", rec.events, output)
-			return f.Close()
+			return nil
 		},
 	}
 	fl := c.Flags()
@@ -125,12 +123,10 @@ func recordCommand(ctx context.Context, cmd *cobra.Command, cfg sensor.Config, r
 		time.Sleep(settle) // its last events are on their way
 		return err
 	})
-	if err := g.Wait(); err != nil {
-		return err
-	}
+	err := g.Wait()
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
-	return rec.release(time.Now())
+	return errors.Join(err, rec.release(time.Now()))
 }
 
 // settle is how long a batch is held before it is looked at: the forks that tell

@@ -190,7 +190,7 @@ bundle() {
 	cat >"$work/bundles/$id/config.json" <<JSON
 {"ociVersion":"1.0.2","root":{"path":"$work/rootfs","readonly":true},
  "process":{"user":{"uid":1000,"gid":1000},"args":$args,"env":["PATH=/bin"],"cwd":"/"},
- "mounts":[{"destination":"/proc","type":"proc","source":"proc"},{"destination":"/dev","type":"tmpfs","source":"tmpfs"},{"destination":"/tmp","type":"tmpfs","source":"tmpfs","options":["mode=1777"]}],
+ "mounts":[{"destination":"/proc","type":"proc","source":"proc"},{"destination":"/dev","type":"tmpfs","source":"tmpfs"},{"destination":"/tmp","type":"tmpfs","source":"tmpfs"}],
  "linux":{"cgroupsPath":"/$cgroup/kubepods/besteffort/pod1234abcd-9abc-def0-1234-56789abcdef0/$id",
   "namespaces":[{"type":"pid"},{"type":"ipc"},{"type":"uts"},{"type":"mount"},{"type":"network"}]}}
 JSON
@@ -199,6 +199,7 @@ JSON
 containers() {
 	say containers
 	mkdir -p "$work/rootfs/bin" "$work/rootfs/proc" "$work/rootfs/dev" "$work/rootfs/tmp" "$work/runc"
+	chmod 1777 "$work/rootfs/tmp" # runc gives the mount this mode
 	cp "$(command -v busybox)" "$work/rootfs/bin/busybox"
 	local a i id
 	for a in sh cat ls echo grep sed wc date sleep true test mkdir rm cp mv seq wget; do ln -s busybox "$work/rootfs/bin/$a"; done
