@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 
@@ -43,24 +44,25 @@ var (
 	word = regexp.MustCompile(`[A-Za-z_][A-Za-z0-9_.-]*`)
 	// compared are comparisons of a name, path or line with literals that may be
 	// changed without making the rule about other events.
-	compared = regexp.MustCompile(`\b((?:proc|fd|user|container|k8s|ka)\.[a-z0-9_.\[\]]+)(\s*(?:=|!=|contains|icontains|startswith|endswith|in|intersects|pmatch)\s*)(\([^()]*\)|"[^"]*"|'[^']*'|[^\s()"']+)`)
+	compared = regexp.MustCompile(`\b(proc\.(?:a?name|a?exepath|a?cmdline|args|exe|pname|pcmdline|pexepath|cwd)(?:\[\d+\])?|fd\.(?:name|directory|filename)|user\.name|container\.image[.a-z]*|k8s\.ns\.name|ka\.(?:user\.name|target\.name|target\.namespace|uri|useragent))(\s*(?:!?=|(?:contains|icontains|startswith|endswith|intersects|pmatch|in)\b)\s*)(\([^()]*\)|"[^"\\]*"|'[^']*'|[^\s()"']+)`)
+	operand  = regexp.MustCompile(`(?:[=<>]|\b(?:contains|icontains|bcontains|startswith|bstartswith|endswith|in|intersects|pmatch|glob|iglob|regex)\b)\s*(\([^()]*\)|"[^"]*"|'[^']*'|[^\s()"'=]+)`)
 	literal  = regexp.MustCompile(`"[^"]*"|'[^']*'|[^\s(),"']+`)
-	kept     = regexp.MustCompile(`^(?:ka\.(?:verb|target\.resource|target\.subresource)|fd\.(?:type|typechar|l4proto))$`)
 )
 
 // renamed returns a copy of a file's items with names of its own, and at most
 // left of its rules. The first copy is as it is.
 func renamed(docs []map[string]any, copies int, left *int) []map[string]any {
 	suffix := fmt.Sprintf("_%d", copies)
-	own := map[string]bool{}
+	lists, macros := map[string]bool{}, map[string]bool{}
 	for _, d := range docs {
-		for _, key := range []string{"macro", "list"} {
-			if name, ok := d[key].(string); ok {
-				own[name] = true
-			}
+		if name, ok := d["macro"].(string); ok {
+			macros[name] = true
+		}
+		if name, ok := d["list"].(string); ok {
+			lists[name] = true
 		}
 	}
-	names := func(text string) string {
+	rename := func(text string, own map[string]bool) string {
 		return word.ReplaceAllStringFunc(text, func(w string) string {
 			if own[w] {
 				return w + suffix
@@ -68,14 +70,27 @@ func renamed(docs []map[string]any, copies int, left *int) []map[string]any {
 			return w
 		})
 	}
+	// Macros stand outside of comparisons, lists in their parentheses.
+	names := func(text string) string {
+		var out strings.Builder
+		at := 0
+		for _, m := range operand.FindAllStringSubmatchIndex(text, -1) {
+			out.WriteString(rename(text[at:m[2]], macros))
+			right := text[m[2]:m[3]]
+			if right[0] == '(' {
+				right = rename(right, lists)
+			}
+			out.WriteString(right)
+			at = m[3]
+		}
+		out.WriteString(rename(text[at:], macros))
+		return out.String()
+	}
 	condition := func(text string) string {
 		if copies > 0 {
 			text = compared.ReplaceAllStringFunc(text, func(c string) string {
 				m := compared.FindStringSubmatch(c)
-				if kept.MatchString(m[1]) {
-					return c
-				}
-				return m[1] + m[2] + literal.ReplaceAllStringFunc(m[3], func(l string) string { return changed(l, suffix, own) })
+				return m[1] + m[2] + literal.ReplaceAllStringFunc(m[3], func(l string) string { return changed(l, suffix, lists) })
 			})
 		}
 		return names(text)
@@ -103,12 +118,12 @@ func renamed(docs []map[string]any, copies int, left *int) []map[string]any {
 		if items, ok := d["items"].([]any); ok && copies > 0 {
 			for i, item := range items {
 				if s, ok := item.(string); ok {
-					items[i] = listItem(s, suffix, own)
+					items[i] = listItem(s, suffix, lists)
 				}
 			}
 		} else if ok {
 			for i, item := range items {
-				if s, ok := item.(string); ok && own[s] {
+				if s, ok := item.(string); ok && lists[s] {
 					items[i] = s + suffix
 				}
 			}
@@ -133,14 +148,14 @@ func changed(l, suffix string, own map[string]bool) string {
 }
 
 // listItem is changed for an item of a list.
-func listItem(s, suffix string, own map[string]bool) string {
-	if own[s] {
+func listItem(s, suffix string, lists map[string]bool) string {
+	if lists[s] {
 		return s + suffix
 	}
-	if s == "" || s[0] >= '0' && s[0] <= '9' || evtTypes.MatchString(s) {
+	if s == "" || evtTypes.MatchString(s) || !strings.ContainsAny(s, "ghijklmnopqrstuvwxyz") { // a call, an address, a network
 		return s
 	}
-	return s + suffix
+	return changed(s, suffix, lists)
 }
 
 // evtTypes are items of lists that conditions compare evt.type with.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"picket/bpf"
 	"picket/internal/rules"
@@ -24,8 +25,8 @@ const (
 
 // Recording returns the path of the recording, and makes it if there is none:
 // that takes root, minutes, and make build before. It is run in the repository's
-// root. everyFile says that opens for reading are in it for all files; without,
-// it has what a sensor reports by its defaults and by the needs of set, which is
+// root. everyFile says that opens for reading are in it for all files, and the
+// work twice, so that both recordings have a million events; without, it has what a sensor reports by its defaults and by the needs of set, which is
 // the default pack. The file's name has a hash of the script, of those needs and
 // of the version of the kernel's records, so that a change of one makes another.
 func Recording(ctx context.Context, set *rules.Set, everyFile bool) (string, error) {
@@ -33,9 +34,9 @@ func Recording(ctx context.Context, set *rules.Set, everyFile bool) (string, err
 	if err != nil {
 		return "", fmt.Errorf("%w: run this in the repository's root", err)
 	}
-	name, args := "ordinary", []string{}
+	name, watch, times := "ordinary", []string(nil), "1"
 	if everyFile {
-		name, args = "ordinary-every-file", []string{"--watch", "/"}
+		name, watch, times = "ordinary-every-file", []string{"--watch", "/"}, "2"
 	}
 	h := sha256.New()
 	fmt.Fprintf(h, "%d %q %q %s", bpf.LayoutVersion, set.WatchedPaths(), set.Syscalls(), work)
@@ -59,7 +60,7 @@ func Recording(ctx context.Context, set *rules.Set, everyFile bool) (string, err
 	fmt.Fprintf(os.Stderr, "recording ordinary work into %s, once; this takes minutes\n", file)
 	part := fmt.Sprintf("%s.%d", file, os.Getpid())
 	defer os.Remove(part)
-	c := exec.CommandContext(ctx, recorder, append(append([]string{"record", "-o", part}, args...), "--", script)...)
+	c := exec.CommandContext(ctx, recorder, slices.Concat([]string{"record", "-o", part}, watch, []string{"--", script, times})...)
 	c.Stdout, c.Stderr = os.Stderr, os.Stderr
 	c.Cancel = func() error { return c.Process.Signal(os.Interrupt) }
 	if err := c.Run(); err != nil {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Ordinary work of a node, for a recording: packages, compilers, CI jobs, a
 # database, a web server, health checks, containers. Nothing in it is an attack.
-#   run.sh           as root; scripts/install.sh bench has installed what it needs
+#   run.sh [TIMES]   as root, once or several times over; scripts/install.sh bench has installed what it needs
 # It ends what it started, by process id, and removes its folder and its cgroups.
 # But for apt, which fetches the packages that it installs again, it talks to
 # loopback only.
@@ -231,3 +231,8 @@ database
 webserver
 containers
 say done
+if [ "${1:-1}" -gt 1 ]; then
+	finish
+	trap - EXIT
+	exec "$0" $(($1 - 1))
+fi
