@@ -64,8 +64,8 @@ type Encoded struct {
 
 func (e *Encoder) encode(b *Batch) ([]byte, error) {
 	e.buf.Reset()
-	w := ipc.NewWriter(&e.buf, ipc.WithSchema(b.rec.Schema()), ipc.WithLZ4(), ipc.WithCompressConcurrency(0), ipc.WithAllocator(&e.free))
-	if err := w.Write(b.rec); err != nil {
+	w := ipc.NewWriter(&e.buf, ipc.WithSchema(b.Record().Schema()), ipc.WithLZ4(), ipc.WithCompressConcurrency(0), ipc.WithAllocator(&e.free))
+	if err := w.Write(b.Record()); err != nil {
 		return nil, fmt.Errorf("encode %s batch of %d rows: %w", b.class, b.rows, err)
 	}
 	if err := w.Close(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/apache/arrow/go/v16/arrow"
 	"github.com/apache/arrow/go/v16/arrow/array"
@@ -313,7 +314,7 @@ func (d *Decoder) batch(lay *layout, m records) (*Batch, error) {
 		}
 		columns[i], out.cols[c.id] = a, a
 	}
-	out.rec = array.NewRecord(lay.schema, columns, int64(m.rows))
+	out.record = sync.OnceValue(func() arrow.Record { return array.NewRecord(lay.schema, columns, int64(m.rows)) })
 	return out, nil
 }
 

@@ -20,7 +20,7 @@ func (b *bench) table(results []*result) {
 	if unix.Uname(&u) == nil {
 		release = unix.ByteSliceToString(u.Release[:])
 	}
-	fmt.Fprintf(b.out, "Linux %s, one of %d CPUs (GOMAXPROCS=1), medians of %d rounds.\n", release, runtime.NumCPU(), b.rounds)
+	fmt.Fprintf(b.out, "Linux %s, one of %d CPUs (GOMAXPROCS=1, CPU time), medians of %d rounds.\n", release, runtime.NumCPU(), b.rounds)
 	fmt.Fprintf(b.out, "%d recorded events in %d batches (%d events in the middle one, %.0f bytes an event as encoded)\n\n", b.events, len(b.mix), b.middle(), float64(b.bytes)/float64(b.events))
 	fmt.Fprintf(b.out, "%-18s %6s %12s %9s %9s %9s %9s %14s %14s\n", "", "rules", "events/s", "ns/event", "decode", "evaluate", "matches", "allocs/event*", "allocs/batch**")
 	for _, r := range results {
