@@ -263,9 +263,10 @@ func (d *Decoder) batch(lay *layout, m records) (*Batch, error) {
 	if m.rows > MaxRows {
 		return nil, fmt.Errorf("batch of %d rows, more than %d", m.rows, MaxRows)
 	}
-	size := m.unpacked()
+	size, buffers := m.unpacked(), len(m.buffers)/16
 	for _, dict := range d.bodies {
 		size += dict.unpacked()
+		buffers += len(dict.buffers) / 16
 		if size > MaxDecodedBytes {
 			break
 		}
@@ -273,7 +274,7 @@ func (d *Decoder) batch(lay *layout, m records) (*Batch, error) {
 	if size > MaxDecodedBytes {
 		return nil, fmt.Errorf("batch unpacks to more than %d bytes", int64(MaxDecodedBytes))
 	}
-	u := unpacker{memory: make([]byte, size), m: m}
+	u := unpacker{memory: make([]byte, size), buffers: make([]memory.Buffer, 0, buffers), lists: make([]*memory.Buffer, 0, buffers), m: m}
 	out := &Batch{class: lay.class, rows: m.rows, cols: make([]arrow.Array, schemas.NumFields())}
 	columns := make([]arrow.Array, len(lay.columns))
 	for i, c := range lay.columns {
@@ -285,29 +286,30 @@ func (d *Decoder) batch(lay *layout, m records) (*Batch, error) {
 		var a arrow.Array
 		switch c.kind {
 		case schemas.Text:
-			a = array.NewStringData(array.NewData(c.typ, rows, []*memory.Buffer{valid, u.buffer(), u.buffer()}, nil, nulls, 0))
+			a = array.NewStringData(array.NewData(c.typ, rows, u.list(valid, u.buffer(), u.buffer()), nil, nulls, 0))
 		case schemas.Name, schemas.Names:
 			indices := u.buffer()
 			dict, ok := d.bodies[c.dictionary]
 			if !ok {
 				return nil, fmt.Errorf("column %q has no dictionary", lay.schema.Field(i).Name)
 			}
-			du := unpacker{memory: u.memory, m: dict}
+			du := u
+			du.m = dict
 			n, dictNulls := du.node()
-			entries := array.NewData(arrow.BinaryTypes.String, n, []*memory.Buffer{du.validity(dictNulls), du.buffer(), du.buffer()}, nil, dictNulls, 0)
-			u.memory = du.memory
-			a = array.NewDictionaryData(array.NewDataWithDictionary(c.typ, rows, []*memory.Buffer{valid, indices}, nulls, 0, entries))
+			entries := array.NewData(arrow.BinaryTypes.String, n, du.list(du.validity(dictNulls), du.buffer(), du.buffer()), nil, dictNulls, 0)
+			u.memory, u.buffers, u.lists = du.memory, du.buffers, du.lists
+			a = array.NewDictionaryData(array.NewDataWithDictionary(c.typ, rows, u.list(valid, indices), nulls, 0, entries))
 		case schemas.List:
 			offsets := u.buffer()
-			a = array.NewListData(array.NewData(c.typ, rows, []*memory.Buffer{valid, offsets}, []arrow.ArrayData{u.text()}, nulls, 0))
+			a = array.NewListData(array.NewData(c.typ, rows, u.list(valid, offsets), []arrow.ArrayData{u.text()}, nulls, 0))
 		case schemas.Map:
 			offsets := u.buffer()
 			n, entryNulls := u.node()
 			entryValid := u.validity(entryNulls)
-			entries := array.NewData(c.typ.(*arrow.MapType).Elem(), n, []*memory.Buffer{entryValid}, []arrow.ArrayData{u.text(), u.text()}, entryNulls, 0)
-			a = array.NewMapData(array.NewData(c.typ, rows, []*memory.Buffer{valid, offsets}, []arrow.ArrayData{entries}, nulls, 0))
+			entries := array.NewData(c.typ.(*arrow.MapType).Elem(), n, u.list(entryValid), []arrow.ArrayData{u.text(), u.text()}, entryNulls, 0)
+			a = array.NewMapData(array.NewData(c.typ, rows, u.list(valid, offsets), []arrow.ArrayData{entries}, nulls, 0))
 		default:
-			a = array.MakeFromData(array.NewData(c.typ, rows, []*memory.Buffer{valid, u.buffer()}, nil, nulls, 0))
+			a = array.MakeFromData(array.NewData(c.typ, rows, u.list(valid, u.buffer()), nil, nulls, 0))
 		}
 		if err := validate(a, c.kind); err != nil {
 			return nil, fmt.Errorf("column %q: %w", lay.schema.Field(i).Name, err)
@@ -358,8 +360,26 @@ func (r *records) at(b []byte) []byte {
 // unpacker reads the columns of records in order. It panics where there are
 // fewer than the schema says, or where a buffer is damaged.
 type unpacker struct {
-	memory []byte // that is left
-	m      records
+	memory  []byte // that is left
+	buffers []memory.Buffer
+	lists   []*memory.Buffer
+	m       records
+}
+
+// wrap and list make what arrays are made of, all of a batch in one piece: each is
+// at most as long as the messages have buffers.
+
+func (u *unpacker) wrap(data []byte) *memory.Buffer {
+	u.buffers = u.buffers[:len(u.buffers)+1]
+	b := &u.buffers[len(u.buffers)-1]
+	b.Reset(data)
+	return b
+}
+
+func (u *unpacker) list(buffers ...*memory.Buffer) []*memory.Buffer {
+	from := len(u.lists)
+	u.lists = append(u.lists, buffers...)
+	return u.lists[from:len(u.lists):len(u.lists)]
 }
 
 func (u *unpacker) node() (rows, nulls int) {
@@ -378,24 +398,24 @@ func (u *unpacker) validity(nulls int) *memory.Buffer {
 
 func (u *unpacker) text() *array.Data {
 	n, nulls := u.node()
-	return array.NewData(arrow.BinaryTypes.String, n, []*memory.Buffer{u.validity(nulls), u.buffer(), u.buffer()}, nil, nulls, 0)
+	return array.NewData(arrow.BinaryTypes.String, n, u.list(u.validity(nulls), u.buffer(), u.buffer()), nil, nulls, 0)
 }
 
 func (u *unpacker) buffer() *memory.Buffer {
 	data := u.m.at(u.m.buffers[:16])
 	u.m.buffers = u.m.buffers[16:]
 	if len(data) == 0 {
-		return memory.NewBufferBytes(nil)
+		return u.wrap(nil)
 	}
 	if !u.m.compressed {
-		return memory.NewBufferBytes(u.take(len(data), func(to []byte) { copy(to, data) }))
+		return u.wrap(u.take(len(data), func(to []byte) { copy(to, data) }))
 	}
 	n := int64(binary.LittleEndian.Uint64(data))
 	data = data[8:]
 	if n < 0 {
-		return memory.NewBufferBytes(u.take(len(data), func(to []byte) { copy(to, data) }))
+		return u.wrap(u.take(len(data), func(to []byte) { copy(to, data) }))
 	}
-	return memory.NewBufferBytes(u.take(int(n), func(to []byte) { unpack(to, data) }))
+	return u.wrap(u.take(int(n), func(to []byte) { unpack(to, data) }))
 }
 
 // take cuts n bytes, at a multiple of 8, off the memory.
