@@ -47,13 +47,14 @@ func main() {
 	rounds := flag.Int("rounds", 5, "how often each is measured; the medians are printed")
 	community := flag.String("community", "../shared/falco-rules", "folder with Falco's rule files, of which those for system calls and the audit log are evaluated apart")
 	profile := flag.String("cpuprofile", "", "write a CPU profile of the rounds with the default pack to this file")
-	var recordings []string
+	var paths, recordings []string
+	flag.Func("rules", "rule file or folder, repeatable, in place of the default pack", func(p string) error { paths = append(paths, p); return nil })
 	flag.Func("recording", "capture of picket record, repeatable, in place of the recordings of ordinary work", func(p string) error { recordings = append(recordings, p); return nil })
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	b := bench{rounds: max(*rounds, 1), profile: *profile, out: os.Stdout}
-	if err := b.run(ctx, recordings, *community, *check); err != nil {
+	if err := b.run(ctx, paths, recordings, *community, *check); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-detector:", err)
 		os.Exit(1)
 	}
@@ -74,8 +75,8 @@ type message struct {
 	rows int
 }
 
-func (b *bench) run(ctx context.Context, recordings []string, community string, check bool) error {
-	set, _, err := detector.LoadRules(nil)
+func (b *bench) run(ctx context.Context, paths, recordings []string, community string, check bool) error {
+	set, _, err := detector.LoadRules(paths)
 	if err != nil {
 		return err
 	}
@@ -99,6 +100,9 @@ func (b *bench) run(ctx context.Context, recordings []string, community string, 
 	runtime.GOMAXPROCS(1)
 
 	results := []*result{{name: "default", title: "the default pack", set: set}}
+	if len(paths) > 0 {
+		results[0].title = "the rules given"
+	}
 	sources := defaults.Default()
 	given, err := communitySources(community)
 	if err != nil {
