@@ -20,18 +20,19 @@ func repeated(sources []rules.Source, n int) (*rules.Set, error) {
 	left := n
 	for copies := 0; left > 0; copies++ {
 		before := left
+		var all []map[string]any // a file uses what another defines
 		for _, s := range sources {
 			var docs []map[string]any
 			if err := yaml.Unmarshal(s.Data, &docs); err != nil {
 				return nil, fmt.Errorf("%s: %w", s.Name, err)
 			}
-			docs = renamed(docs, copies, &left)
-			data, err := yaml.Marshal(docs)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, rules.Source{Name: fmt.Sprintf("%d/%s", copies, s.Name), Data: data})
+			all = append(all, docs...)
 		}
+		data, err := yaml.Marshal(renamed(all, copies, &left))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, rules.Source{Name: fmt.Sprintf("copy %d", copies), Data: data})
 		if left == before {
 			return nil, fmt.Errorf("the sources have no rules to repeat")
 		}
@@ -49,7 +50,7 @@ var (
 	literal  = regexp.MustCompile(`"[^"]*"|'[^']*'|[^\s(),"']+`)
 )
 
-// renamed returns a copy of a file's items with names of its own, and at most
+// renamed returns a copy of items with names of its own, and at most
 // left of its rules. The first copy is as it is.
 func renamed(docs []map[string]any, copies int, left *int) []map[string]any {
 	suffix := fmt.Sprintf("_%d", copies)
