@@ -304,7 +304,7 @@ type found struct {
 	Rule      string            `json:"rule"`
 	Severity  string            `json:"severity"`
 	Class     string            `json:"class"`
-	AlertID   string            `json:"alert_id"`
+	AlertID   string            `json:"alert_id,omitempty"` // not of a condition
 	EventID   string            `json:"event_id"`
 	Cluster   string            `json:"cluster"`
 	Node      string            `json:"node"`
@@ -461,7 +461,10 @@ func (s *scan) found(row []json.RawMessage) (found, error) {
 		return f, fmt.Errorf("answer of ClickHouse: rule number %d of %d", hit, len(s.rules))
 	}
 	r := s.rules[hit-1]
-	f.Rule, f.Severity, f.AlertID = r.Name, r.Severity.String(), alert.ID(r.Name, f.EventID)
+	f.Rule, f.Severity = r.Name, r.Severity.String()
+	if r.Name != conditionRule {
+		f.AlertID = alert.ID(r.Name, f.EventID)
+	}
 	f.Time = strings.Replace(f.Time, " ", "T", 1) + "Z"
 	names, _ := s.sql.Fields(r)
 	for i, v := range values {
