@@ -51,9 +51,9 @@ type keeper struct {
 	pushed  time.Time // when the pack of the bucket that is in force was stored; zero: none is
 	// withdrawn: the pack in force is there for want of files that load.
 	withdrawn bool
-	bucket  bucketMark
-	files   *fileWatch
-	failing bool // the last look at the bucket failed
+	bucket    bucketMark
+	files     *fileWatch
+	failing   bool // the last look at the bucket failed
 }
 
 // bucketMark changes when a bucket does.
