@@ -39,9 +39,7 @@ func (h *hunt) flags(c *cobra.Command, since string) {
 	if err := h.since.Set(since); err != nil {
 		panic(err) // a constant
 	}
-	if err := h.until.Set("0s"); err != nil {
-		panic(err)
-	}
+	h.until.text = "now"
 	f := c.Flags()
 	f.StringArrayVar(&h.names, "rule", nil, "name or id of a rule, repeatable")
 	f.StringArrayVar(&h.files, "rules", nil, "rule file or folder, repeatable, in place of the pack that comes with Picket")
@@ -117,7 +115,7 @@ func (h *hunt) load(errOut io.Writer) ([]*rules.Rule, error) {
 		}
 	}
 	if len(h.names) == 0 {
-		return set.Rules(), nil
+		return huntable(set.Rules(), errOut)
 	}
 	var found []*rules.Rule
 	for _, name := range h.names {
@@ -127,7 +125,7 @@ func (h *hunt) load(errOut io.Writer) ([]*rules.Rule, error) {
 		}
 		found = append(found, set.Rules()[i])
 	}
-	return found, nil
+	return huntable(found, errOut)
 }
 
 // loadCondition makes a rule of the condition. It may use macros and lists of
@@ -181,6 +179,28 @@ type scan struct {
 	rules []*rules.Rule
 	conds []string
 	json  bool // some condition reads a JSON document
+}
+
+// huntable returns the rules that have a condition. Rules about steps have none;
+// if there are no others that is an error, and otherwise told of.
+func huntable(all []*rules.Rule, errOut io.Writer) ([]*rules.Rule, error) {
+	var out []*rules.Rule
+	var steps []string
+	for _, r := range all {
+		if r.Correlation != nil && r.Correlation.Steps > 0 {
+			steps = append(steps, strconv.Quote(r.Name))
+		} else {
+			out = append(out, r)
+		}
+	}
+	if len(steps) > 0 {
+		names := strings.Join(steps, ", ")
+		if len(out) == 0 {
+			return nil, fmt.Errorf("cannot be hunted, having only steps and no condition of its own: %s; hunt with a step's rule or condition", names)
+		}
+		fmt.Fprintln(errOut, "left out, having only steps and no condition of their own:", names)
+	}
+	return out, nil
 }
 
 // scans compiles the rules. A rule that cannot be evaluated in a class is an
@@ -314,11 +334,12 @@ func newHunt(t *target) *cobra.Command {
 		Short: "Look for what rules match in the stored events",
 		Example: `  picket hunt --rule "Program run from shared memory" --since 7d
   picket hunt --rules my-rules.yaml --since 2026-11-20 --until 2026-11-23
-  picket hunt --condition 'spawned_process and proc.pname = nginx' -o json`,
+  picket hunt --condition 'started and proc.pname = nginx' -o json`,
 		Long: `Evaluates rules over the events in ClickHouse, with the meaning that they have in the
 detector, and shows what matches, the newest first. Rules that are switched off are
 evaluated too. Correlation, baselines and suppression are not: what shows is every
-event that a rule's condition holds for.
+event that a rule's condition holds for. Rules about steps have no condition of their
+own and are left out.
 
 A condition of the command line may use the macros and lists of the rule files; it is for
 Kubernetes audit events if a field of it begins with ka. or jevt.`,

@@ -66,7 +66,7 @@ type Rule struct {
 
 	index  int
 	output []outputPart
-	cond   *cond // for SQL
+	cond   *cond // for SQL; nil, the rule has steps
 	feeds  []feed
 }
 
