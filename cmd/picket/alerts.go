@@ -158,11 +158,7 @@ func storedAlerts(cmd *cobra.Command, s store.Config, filter *alertFilter, since
 		fmt.Fprintf(out, "no such alerts in the last %s\n", since)
 		return nil
 	}
-	table := newTable(out, "ID", "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")
-	for _, r := range rows {
-		table.row(r...)
-	}
-	return table.flush()
+	return writeTable(out, rows, "ID", "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")
 }
 
 // falcoAlerts writes stored findings as Falco does, one after the other.

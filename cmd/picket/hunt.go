@@ -480,15 +480,15 @@ func showHits(out io.Writer, hits []found, output string) error {
 		_, err := fmt.Fprintln(out, "nothing in the stored events matches")
 		return err
 	}
-	t := newTable(out, "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")
+	var rows [][]string
 	for _, h := range hits {
 		pod := h.Namespace
 		if h.Pod != "" {
 			pod += "/" + h.Pod
 		}
-		t.row(strings.Replace(h.Time[:min(19, len(h.Time))], "T", " ", 1), h.Severity, h.Rule, h.Node, pod, h.User, h.Message)
+		rows = append(rows, []string{strings.Replace(h.Time[:min(19, len(h.Time))], "T", " ", 1), h.Severity, h.Rule, h.Node, pod, h.User, h.Message})
 	}
-	return t.flush()
+	return writeTable(out, rows, "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")
 }
 
 // eachRow calls each for every row of a statement's result.

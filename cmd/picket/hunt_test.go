@@ -26,8 +26,8 @@ import (
 	"picket/internal/natsserver/natstest"
 	"picket/internal/store"
 	"picket/schemas"
-	"picket/services/detector"
 	auditlogingest "picket/services/auditlog-ingest"
+	"picket/services/detector"
 	"picket/services/enricher"
 )
 

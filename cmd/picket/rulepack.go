@@ -64,7 +64,7 @@ configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is 
 				if err != nil {
 					return fmt.Errorf("push the pack: %w", err)
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "revision %d: %d rules in %d files, %d warnings, %d bytes\n", revision, len(set.Rules()), len(files), len(warnings), len(data))
+				fmt.Fprintf(cmd.OutOrStdout(), "revision %d: %s in %s, %s, %d bytes\n", revision, number(len(set.Rules()), "rule"), number(len(files), "file"), number(len(warnings), "warning"), len(data))
 				return nil
 			})
 		},

@@ -526,6 +526,11 @@ func (b *setBuilder) rule(def *ruleDef) {
 			r.Techniques = append(r.Techniques, id)
 		}
 	}
+	for _, id := range def.texts["mitre"] {
+		if b.opts.Lint && schemas.Tactics(id) == nil {
+			b.warn(def.at, r.Name, false, "", "mitre of rule %q names %s, which is no technique of ATT&CK that Picket knows: no tactic follows from it", r.Name, id)
+		}
+	}
 	before := len(b.errs)
 	r.output = b.template(def, r, classes)
 	if def.hasSteps() {
