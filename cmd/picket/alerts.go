@@ -155,7 +155,7 @@ func storedAlerts(cmd *cobra.Command, s store.Config, filter *alertFilter, since
 		return err
 	}
 	if len(rows) == 0 {
-		fmt.Fprintf(out, "no such alerts in the last %s\n", since)
+		fmt.Fprintf(out, "no such alerts in the last %s\n", span(since))
 		return nil
 	}
 	return writeTable(out, rows, "ID", "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")
