@@ -155,14 +155,10 @@ func storedAlerts(cmd *cobra.Command, s store.Config, filter *alertFilter, since
 		return err
 	}
 	if len(rows) == 0 {
-		fmt.Fprintf(out, "no such alerts in the last %s\n", since)
+		fmt.Fprintf(out, "no such alerts in the last %s\n", span(since))
 		return nil
 	}
-	table := newTable(out, "ID", "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")
-	for _, r := range rows {
-		table.row(r...)
-	}
-	return table.flush()
+	return writeTable(out, rows, "ID", "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")
 }
 
 // falcoAlerts writes stored findings as Falco does, one after the other.

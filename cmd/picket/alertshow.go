@@ -244,6 +244,9 @@ func processTree(w *lines, f *schemas.Finding, after []started) {
 			mark = "   ◀ this process"
 		}
 		line := cmp.Or(p.CmdLine, executable(p))
+		if i < len(chain)-1 {
+			line = cut(line)
+		}
 		w.raw(indent+branch, fmt.Sprintf("%s (%d)  %s", p.Name, p.PID, line), mark)
 		if i > 0 {
 			indent += "   "
@@ -287,11 +290,21 @@ func processTree(w *lines, f *schemas.Finding, after []started) {
 		w.line("  … and more: the first %d are shown", descendantsMost)
 	}
 	if l := f.Unmapped.SessionLeader; l != nil {
-		w.line("  session leader: %s (%d)  %s", l.Name, l.PID, cmp.Or(l.CmdLine, executable(l)))
+		w.line("  session leader: %s (%d)  %s", l.Name, l.PID, cut(cmp.Or(l.CmdLine, executable(l))))
 	}
 	if pid := f.Unmapped.ExecPID; pid != 0 {
 		w.line("  put into the running container from outside, as by kubectl exec: process %d", pid)
 	}
+}
+
+// maxAncestor is how many characters of the command line of an ancestor are shown.
+const maxAncestor = 200
+
+func cut(line string) string {
+	if runes := []rune(line); len(runes) > maxAncestor {
+		return string(runes[:maxAncestor]) + "…"
+	}
+	return line
 }
 
 func executable(p *schemas.OCSFProcess) string {

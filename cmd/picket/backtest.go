@@ -24,6 +24,7 @@ type backtest struct {
 	Rule      string          `json:"rule"`
 	Severity  string          `json:"severity"`
 	Enabled   bool            `json:"enabled"`
+	Several   bool            `json:"several_events,omitempty"` // correlation, baseline or suppress: what is counted are events, not alerts
 	Total     uint64          `json:"total"`
 	PerDay    float64         `json:"per_day"` // of the days that the stored events span
 	Days      []dayCount      `json:"days"`
@@ -108,7 +109,7 @@ func (h *hunt) backtest(cmd *cobra.Command, t *target, output string) error {
 	defer db.Close()
 	results := make(map[*rules.Rule]*backtest, len(all))
 	for _, r := range all {
-		results[r] = &backtest{Rule: r.Name, Severity: r.Severity.String(), Enabled: r.Enabled, Days: []dayCount{}, Workloads: []workloadCount{}}
+		results[r] = &backtest{Rule: r.Name, Severity: r.Severity.String(), Enabled: r.Enabled, Several: r.Correlation != nil, Days: []dayCount{}, Workloads: []workloadCount{}}
 	}
 	for i := range parts {
 		if err := parts[i].count(cmd, db, span, results); err != nil {
@@ -247,10 +248,13 @@ func stored(cmd *cobra.Command, db *store.DB, parts []scan, span string) (events
 
 func showBacktest(out io.Writer, list []*backtest, events uint64, days float64) error {
 	fmt.Fprintf(out, "%d rules over %d stored events of %.1f days\n", len(list), events, days)
-	silent := 0
+	silent, several := 0, 0
 	for _, b := range list {
-		if b.Total == 0 {
+		switch {
+		case b.Total == 0:
 			silent++
+		case b.Several:
+			several++
 		}
 	}
 	if silent < len(list) {
@@ -272,6 +276,9 @@ func showBacktest(out io.Writer, list []*backtest, events uint64, days float64) 
 	}
 	if silent > 0 {
 		fmt.Fprintf(out, "%d rules would have raised none\n", silent)
+	}
+	if several > 0 {
+		fmt.Fprintf(out, "%d of the rules with a number are about several events: it is that of the events, they raise fewer alerts\n", several)
 	}
 	return nil
 }

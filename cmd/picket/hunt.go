@@ -40,9 +40,7 @@ func (h *hunt) flags(c *cobra.Command, since string) {
 	if err := h.since.Set(since); err != nil {
 		panic(err) // a constant
 	}
-	if err := h.until.Set("0s"); err != nil {
-		panic(err)
-	}
+	h.until.text = "now"
 	f := c.Flags()
 	f.StringArrayVar(&h.names, "rule", nil, "name or id of a rule, repeatable")
 	f.StringArrayVar(&h.files, "rules", nil, "rule file or folder, repeatable, in place of the pack that comes with Picket")
@@ -331,7 +329,7 @@ func newHunt(t *target) *cobra.Command {
 		Short: "Look for what rules match in the stored events",
 		Example: `  picket hunt --rule "Program run from shared memory" --since 7d
   picket hunt --rules my-rules.yaml --since 2026-11-20 --until 2026-11-23
-  picket hunt --condition 'spawned_process and proc.pname = nginx' -o json`,
+  picket hunt --condition 'started and proc.pname = nginx' -o json`,
 		Long: `Evaluates rules over the events in ClickHouse, with the meaning that they have in the
 detector, and shows what matches, the newest first. Rules that are switched off are
 evaluated too; those with raise: false only if --rule names them. Of a rule with
@@ -493,7 +491,7 @@ func showHits(out io.Writer, hits []found, output string) error {
 		_, err := fmt.Fprintln(out, "nothing in the stored events matches")
 		return err
 	}
-	t := newTable(out, "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")
+	var rows [][]string
 	for _, h := range hits {
 		pod := h.Namespace
 		if h.Pod != "" {
@@ -503,9 +501,9 @@ func showHits(out io.Writer, hits []found, output string) error {
 		if h.Events > 0 {
 			message += " | " + h.about()
 		}
-		t.row(strings.Replace(h.Time[:min(19, len(h.Time))], "T", " ", 1), h.Severity, h.Rule, h.Node, pod, h.User, message)
+		rows = append(rows, []string{strings.Replace(h.Time[:min(19, len(h.Time))], "T", " ", 1), h.Severity, h.Rule, h.Node, pod, h.User, message})
 	}
-	return t.flush()
+	return writeTable(out, rows, "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")
 }
 
 // eachRow calls each for every row of a statement's result.

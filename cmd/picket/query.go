@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -114,3 +115,20 @@ func (t table) row(cells ...string) {
 }
 
 func (t table) flush() error { return t.w.Flush() }
+
+// writeTable writes a whole table, without the columns that are empty in every row.
+func writeTable(out io.Writer, rows [][]string, head ...string) error {
+	full := func(row []string) (cells []string) {
+		for i, c := range row {
+			if slices.ContainsFunc(rows, func(r []string) bool { return r[i] != "" }) {
+				cells = append(cells, c)
+			}
+		}
+		return cells
+	}
+	t := newTable(out, full(head)...)
+	for _, r := range rows {
+		t.row(full(r)...)
+	}
+	return t.flush()
+}

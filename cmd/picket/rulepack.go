@@ -64,13 +64,13 @@ configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is 
 				if err != nil {
 					return fmt.Errorf("push the pack: %w", err)
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "revision %d: %d rules in %d files, %d warnings, %d bytes\n", revision, len(set.Rules()), len(files), len(warnings), len(data))
+				fmt.Fprintf(cmd.OutOrStdout(), "revision %d: %s in %s, %s, %d bytes\n", revision, number(len(set.Rules()), "rule"), number(len(files), "file"), number(len(warnings), "warning"), len(data))
 				return nil
 			})
 		},
 	}
 	push.Flags().BoolVar(&withDefault, "with-default", false, "put the pack that comes with Picket before the files")
-	push.Flags().StringVar(&by, "by", pusher(), "who pushes it, for `picket rules history`")
+	push.Flags().StringVar(&by, "by", pusher(), "`name` of who pushes it, for picket rules history")
 
 	var revision uint64
 	pull := &cobra.Command{
@@ -95,7 +95,7 @@ configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is 
 			})
 		},
 	}
-	pull.Flags().Uint64Var(&revision, "revision", 0, "which of `picket rules history`; 0: the newest")
+	pull.Flags().Uint64Var(&revision, "revision", 0, "which `revision` of picket rules history; 0: the newest")
 
 	history := &cobra.Command{
 		Use:   "history",
@@ -134,6 +134,9 @@ configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is 
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return t.withPack(cmd, func(ctx context.Context, kv jetstream.KeyValue) error {
+				if _, err := kv.Get(ctx, schemas.RulePackKey); errors.Is(err, jetstream.ErrKeyNotFound) {
+					return errors.New("no pack is pushed: every detector has the rules of its configuration")
+				}
 				if err := kv.Delete(ctx, schemas.RulePackKey); err != nil {
 					return err
 				}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -28,7 +29,7 @@ func newRules() *cobra.Command {
 			}
 			t := newTable(cmd.OutOrStdout(), "RULE", "SEVERITY", "SOURCE", "TECHNIQUES", "FILE")
 			for _, r := range set.Rules() {
-				t.row(r.Name, r.Severity.String(), r.Source, fmt.Sprint(r.Techniques), fmt.Sprintf("%s:%d", r.File, r.Line))
+				t.row(r.Name, r.Severity.String(), r.Source, strings.Join(r.Techniques, " "), fmt.Sprintf("%s:%d", r.File, r.Line))
 			}
 			return t.flush()
 		},

@@ -69,7 +69,7 @@ func newRulesCheck() *cobra.Command {
 				show(cmd.OutOrStdout(), files, result)
 			}
 			if result.Errors > 0 || strict && result.Warnings > 0 {
-				return fmt.Errorf("%d errors and %d warnings in %d files", result.Errors, result.Warnings, result.Files)
+				return fmt.Errorf("%s and %s in %s", number(result.Errors, "error"), number(result.Warnings, "warning"), number(result.Files, "file"))
 			}
 			return nil
 		},
@@ -116,6 +116,14 @@ func check(files []rules.Source) (checked, error) {
 	return result, nil
 }
 
+// number writes how many of something there are.
+func number(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
 // maxShown is how many characters of a line of a rule file are shown.
 const maxShown = 120
 
@@ -147,9 +155,9 @@ func show(out io.Writer, files []rules.Source, result checked) {
 	}
 	switch {
 	case result.Errors > 0:
-		fmt.Fprintf(out, "nothing is loaded: %d errors, %d warnings in %d files\n", result.Errors, result.Warnings, result.Files)
+		fmt.Fprintf(out, "nothing is loaded: %s, %s in %s\n", number(result.Errors, "error"), number(result.Warnings, "warning"), number(result.Files, "file"))
 	default:
-		fmt.Fprintf(out, "%d rules in %d files, %d of them enabled, %d warnings\n", result.Rules, result.Files, result.Enabled, result.Warnings)
+		fmt.Fprintf(out, "%s in %s, %d enabled, %s\n", number(result.Rules, "rule"), number(result.Files, "file"), result.Enabled, number(result.Warnings, "warning"))
 	}
 }
 

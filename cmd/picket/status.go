@@ -145,6 +145,17 @@ func streams(cmd *cobra.Command, cfg bus.Config, out io.Writer) error {
 	return unfed(ctx, b, out)
 }
 
+// span writes a length of time without minutes and seconds that are zero: 24h.
+func span(d time.Duration) string {
+	s := d.String()
+	for _, zero := range []string{"0s", "0m"} {
+		if short, ok := strings.CutSuffix(s, zero); ok && short != "" && strings.ContainsAny(short[len(short)-1:], "mh") {
+			s = short
+		}
+	}
+	return s
+}
+
 // events shows what is stored and what was lost.
 func events(cmd *cobra.Command, s store.Config, since time.Duration, out io.Writer) error {
 	window := fmt.Sprintf("time >= now() - toIntervalSecond(%d)", int64(since.Seconds()))
@@ -194,7 +205,7 @@ func events(cmd *cobra.Command, s store.Config, since time.Duration, out io.Writ
 		return err
 	}
 	if len(rows) == 0 {
-		fmt.Fprintf(out, "No event was lost in the last %s.\n", since)
+		fmt.Fprintf(out, "No event was lost in the last %s.\n", span(since))
 		return nil
 	}
 	t = newTable(out, "CLUSTER", "LOST ON", "SERVICE", "CLASS", "REASON", "EVENTS", "FIRST REPORT (UTC)", "LAST REPORT (UTC)")

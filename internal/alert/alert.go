@@ -244,6 +244,10 @@ func Line(f *schemas.Finding) string {
 	b.WriteString("  ")
 	b.WriteString(strings.ToUpper(f.SeverityID.String()))
 	b.WriteString(strings.Repeat(" ", max(1, 15-len(f.SeverityID.String()))))
-	b.WriteString(terminal.Text(f.Unmapped.Rule + "  " + f.Message))
+	b.WriteString(terminal.Text(f.Unmapped.Rule + "  "))
+	if f.Metadata.Sequence > 1 { // of an alert that was shown before
+		b.WriteString("(update) ")
+	}
+	b.WriteString(terminal.Text(f.Message))
 	return b.String()
 }

@@ -407,6 +407,10 @@ func TestLine(t *testing.T) {
 	if got := alert.Line(f); got != want {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
+	f.Metadata.Sequence = 2
+	if got, want := alert.Line(f), strings.Replace(want, "Shell started", "(update) Shell started", 1); got != want {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
 	f = one(t, nodeRule, schemas.Process, execEvent, str(schemas.ProcessArgs, "\x1b[2J\n10:00:00.000  LOW all is well\r\u202e☃\u009b"))
 	line := alert.Line(f)
 	if strings.ContainsAny(line, "\x1b\n\r\u202e\u009b") || !strings.Contains(line, `\x1b[2J\n10:00:00.000  LOW all is well\r\u202e☃\u009b`) {

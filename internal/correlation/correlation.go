@@ -124,6 +124,8 @@ const (
 	maxDocs = 32
 	// maxAlertBytes is how much the findings in one alert may take.
 	maxAlertBytes = 256 << 10
+	// maxTold is after how many bytes of alerts an Advance takes a rest.
+	maxTold = 512 << 10
 	// maxValues is how many values of one key a baseline remembers.
 	maxValues = 2000
 )

@@ -426,6 +426,53 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// However much is due at once, and however large one key is, the state can be stored.
+func TestAlwaysStored(t *testing.T) {
+	const most, keys = 960 << 10, 3000
+	rng := rand.New(rand.NewPCG(3, 4))
+	noise := func(n int) []byte { // does not compress
+		out := make([]byte, n)
+		for i := range out {
+			out[i] = byte(rng.Uint32())
+		}
+		return out
+	}
+	s := New(roomy)
+	d := definition(Suppress)
+	for n := range 2 * keys {
+		m := match(d, strconv.Itoa(n%keys), n, 1000+float64(n)/1000, 0, "")
+		m.Doc = noise(1000)
+		s.Add(&m)
+	}
+	s.Published(len(s.Alerts()))
+	told := 0
+	for s.Advance(end); len(s.Alerts()) > 0; s.Advance(end) {
+		if s.OutboxBytes > maxTold+maxAlertBytes {
+			t.Fatalf("%d bytes of alerts at once", s.OutboxBytes)
+		}
+		told += len(s.Alerts())
+		if _, err := s.Snapshot(most); err != nil {
+			t.Fatal(err)
+		}
+		s.Published(len(s.Alerts()))
+	}
+	if lost := int(s.Stats.Keys); told+lost < keys || told < keys/10 {
+		t.Errorf("%d keys told, %d given up of %d", told, lost, keys)
+	}
+
+	s = New(roomy)
+	for n := range maxDocs {
+		m := match(d, "one", n, 1000+float64(n), 0, "")
+		m.Doc = noise(MaxDoc)
+		s.Add(&m)
+	}
+	s.Published(len(s.Alerts()))
+	data, err := s.Snapshot(most)
+	if err != nil || s.Stats.Keys != 1 || s.Bytes() != 0 {
+		t.Fatalf("%d bytes, %d keys given up, %d bytes left: %v", len(data), s.Stats.Keys, s.Bytes(), err)
+	}
+}
+
 func TestWire(t *testing.T) {
 	d := definition(Sequence)
 	var all []Match

@@ -150,12 +150,13 @@ func (s *State) Add(m *Match) {
 	} else {
 		s.insert(r, el, k, m)
 	}
-	for s.bytes > s.limits.Bytes && s.oldest() {
+	for s.bytes > s.limits.Bytes && s.oldest(1) {
 	}
 }
 
-// oldest gives up the key that was touched least recently; false, there is only one.
-func (s *State) oldest() bool {
+// oldest gives up the key that was touched least recently; false, there are not
+// more than keep.
+func (s *State) oldest(keep int) bool {
 	var rule *ruleState
 	n := 0
 	for _, r := range s.rules {
@@ -164,7 +165,7 @@ func (s *State) oldest() bool {
 			rule = r
 		}
 	}
-	if n < 2 {
+	if n <= keep {
 		return false
 	}
 	s.evict(rule, rule.recent.Back())
@@ -452,9 +453,10 @@ func (s *State) learn(r *ruleState, k *keyState, m *Match) {
 }
 
 // Advance says that it is now so late, in ns since the epoch, and that every match
-// that is older and will come at all has come, but for what Lateness allows.
+// that is older and will come at all has come, but for what Lateness allows. When
+// that gives more alerts than maxTold takes, the next call goes on.
 func (s *State) Advance(now int64) {
-	if now <= s.clock {
+	if now < s.clock {
 		return
 	}
 	s.clock = now
@@ -468,6 +470,10 @@ func (s *State) Advance(now int64) {
 			continue
 		}
 		for el := r.recent.Back(); el != nil; {
+			if s.OutboxBytes > maxTold {
+				s.due = now
+				return
+			}
 			before := el.Prev()
 			s.settle(r, el)
 			el = before
@@ -517,9 +523,12 @@ func (s *State) Snapshot(most int) ([]byte, error) {
 			return out, nil
 		}
 		for target := s.bytes * 3 / 4; s.bytes > target; {
-			if !s.oldest() {
-				return nil, fmt.Errorf("correlation state of %d bytes with one key; at most %d can be stored", len(out), most)
+			if !s.oldest(0) {
+				break
 			}
+		}
+		if s.bytes == 0 && len(snap.Rules) == 0 {
+			return nil, fmt.Errorf("correlation state: alerts of %d bytes; at most %d can be stored", len(out), most)
 		}
 	}
 }

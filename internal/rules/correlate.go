@@ -617,8 +617,15 @@ func (c *Correlator) Eval(b *batch.Batch, raise func(Match), doc func(Feed) []by
 // End says that no event comes any more, and returns what was waiting for that:
 // absences, and the last revisions of alerts.
 func (c *Correlator) End() []correlation.Alert {
-	c.state.Advance(math.MaxInt64 / 2)
-	return c.take()
+	var out []correlation.Alert
+	for {
+		c.state.Advance(math.MaxInt64 / 2)
+		some := c.take()
+		if len(some) == 0 {
+			return out
+		}
+		out = append(out, some...)
+	}
 }
 
 func (c *Correlator) take() []correlation.Alert {

@@ -203,6 +203,22 @@ func TestLintBounds(t *testing.T) {
 	}
 }
 
+// TestLintTechniques: a technique that is none has no tactic, which is told.
+func TestLintTechniques(t *testing.T) {
+	file := "- rule: r\n  desc: d\n  output: o\n  priority: INFO\n  condition: evt.type = execve\n  mitre: [T1059.004, T9999, T1562.001]\n"
+	_, warnings, err := Load([]Source{{Name: "a.yaml", Data: []byte(file)}}, Options{Lint: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var named []string
+	for _, w := range warnings {
+		named = append(named, w.Message)
+	}
+	if len(named) != 1 || !strings.Contains(named[0], "names T9999,") {
+		t.Errorf("%q", named)
+	}
+}
+
 // TestActions: each action of a call is one that the language knows.
 func TestActions(t *testing.T) {
 	doc := fieldTable["evt.action"].doc

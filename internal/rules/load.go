@@ -66,7 +66,7 @@ type Rule struct {
 
 	index  int
 	output []outputPart
-	cond   *cond // for SQL
+	cond   *cond // for SQL; nil, the rule has steps
 	feeds  []feed
 	steps  []Step
 }
@@ -525,6 +525,11 @@ func (b *setBuilder) rule(def *ruleDef) {
 	for _, id := range slices.Concat(def.texts["mitre"], def.texts["tags"]) {
 		if technique.MatchString(id) && !slices.Contains(r.Techniques, id) {
 			r.Techniques = append(r.Techniques, id)
+		}
+	}
+	for _, id := range def.texts["mitre"] {
+		if b.opts.Lint && schemas.Tactics(id) == nil {
+			b.warn(def.at, r.Name, false, "", "mitre of rule %q names %s, which is no technique of ATT&CK that Picket knows: no tactic follows from it", r.Name, id)
 		}
 	}
 	before := len(b.errs)

@@ -49,6 +49,9 @@ const (
 	// heartbeat is how often a detector says that it is there; one that was silent
 	// for memberGone gets no partitions.
 	heartbeat, memberGone = 4 * time.Second, 14 * time.Second
+	// refreshAfter is when a state that nothing changes is stored again: the bucket
+	// forgets what nobody writes for a week.
+	refreshAfter = 24 * time.Hour
 	// pullExpiry is how often an idle owner asks again; the server lets go of one
 	// that does not within bus.PinnedTTL.
 	pullExpiry = 4 * time.Second
@@ -393,6 +396,8 @@ type partition struct {
 	mu       sync.Mutex // guards what follows
 	state    *correlation.State
 	revision uint64         // of the state in the bucket
+	written  time.Time      // when that was stored
+	told     bool           // alerts in that are published
 	open     []*bus.Message // in the state, and not yet acknowledged
 	taken    bool           // a match has come since this detector owns it
 	behind   uint64         // messages that wait behind the last
@@ -465,6 +470,9 @@ func (p *partition) consume(ctx context.Context) error {
 	stop()
 	wg.Wait()
 	p.mu.Lock()
+	if p.state != nil && p.told && len(p.open) == 0 {
+		p.commit()
+	}
 	p.forget()
 	p.mu.Unlock()
 	if err != nil {
@@ -504,9 +512,17 @@ func (p *partition) take(m *bus.Message) {
 	}
 	for i := range matches {
 		p.state.Add(&matches[i])
+		if p.state.OutboxBytes <= maxOutbox {
+			continue
+		}
+		// What of the message is in it already is known when that comes again.
+		if p.commit(); p.state == nil {
+			m.Done(errNotStored)
+			return
+		}
 	}
 	p.open = append(p.open, m)
-	if len(p.open) >= commitMost || p.state.OutboxBytes > maxOutbox {
+	if len(p.open) >= commitMost {
 		p.commit()
 		return
 	}
@@ -530,7 +546,7 @@ func (p *partition) load() error {
 	e, err := p.kv.Get(ctx, p.key())
 	switch {
 	case errors.Is(err, jetstream.ErrKeyNotFound):
-		p.state, p.revision = correlation.New(p.c.limits), 0
+		p.state, p.revision, p.written = correlation.New(p.c.limits), 0, time.Now()
 	case err != nil:
 		return fmt.Errorf("correlation state of partition %d: %w", p.n, err)
 	default:
@@ -540,8 +556,9 @@ func (p *partition) load() error {
 			p.c.giveUp("state", &p.c.keys, 1)
 			p.state = correlation.New(p.c.limits)
 		}
-		p.revision = e.Revision()
+		p.revision, p.written = e.Revision(), e.Created()
 	}
+	p.told = false
 	p.counted = correlation.Stats{}
 	if len(p.state.Alerts()) > 0 {
 		p.nudge() // its last owner did not get to publish them, or to say so
@@ -549,11 +566,13 @@ func (p *partition) load() error {
 	return nil
 }
 
+var errNotStored = errors.New("the state of the partition was not stored")
+
 // forget drops the state: the one in the bucket counts. mu is held.
 func (p *partition) forget() {
 	p.state, p.unsure = nil, true
 	for _, m := range p.open {
-		m.Done(errors.New("the state of the partition was not stored"))
+		m.Done(errNotStored)
 	}
 	p.open = nil
 }
@@ -565,7 +584,6 @@ func (p *partition) commits(working, ctx context.Context) {
 	p.mu.Lock()
 	p.taken, p.unsure = false, true
 	p.mu.Unlock()
-	refresh := time.Now().Add(24 * time.Hour) // the bucket forgets what nobody writes for a week
 	for {
 		select {
 		case <-ctx.Done():
@@ -582,9 +600,8 @@ func (p *partition) commits(working, ctx context.Context) {
 					p.state.Advance(clock)
 				}
 			}
-			due := p.state != nil && (len(p.state.Alerts()) > 0 || time.Now().After(refresh) && p.revision > 0)
-			if due {
-				refresh = time.Now().Add(24 * time.Hour)
+			// Whoever loads a state publishes the alerts in it again.
+			if p.state != nil && (len(p.state.Alerts()) > 0 || p.told || p.revision > 0 && time.Since(p.written) > refreshAfter) {
 				p.commit()
 			}
 			p.mu.Unlock()
@@ -600,7 +617,9 @@ func (p *partition) commits(working, ctx context.Context) {
 		p.pause(ctx, working, wait)
 		p.mu.Lock()
 		began := time.Now()
-		p.commit()
+		if p.state != nil && (len(p.open) > 0 || len(p.state.Alerts()) > 0) {
+			p.commit()
+		}
 		took := time.Since(began)
 		p.mu.Unlock()
 		p.pause(ctx, working, 4*took) // a large state is not written all the time
@@ -658,11 +677,8 @@ func (p *partition) pause(ctx, working context.Context, d time.Duration) {
 
 // commit stores the state, publishes the alerts in it, and acknowledges what is in
 // it. If anything fails, or another owner was faster, everything since the state in
-// the bucket is taken anew. mu is held.
+// the bucket is taken anew. The state is there. mu is held.
 func (p *partition) commit() {
-	if p.state == nil || len(p.open) == 0 && len(p.state.Alerts()) == 0 {
-		return
-	}
 	began := time.Now()
 	if err := p.store(); err != nil {
 		p.c.log.Warn("state of correlations not stored; its matches come again", "partition", p.n, "error", err)
@@ -694,6 +710,7 @@ func (p *partition) store() error {
 		return fmt.Errorf("bucket %s, key %s: %w", schemas.BucketState, p.key(), err)
 	}
 	p.c.metrics.stored.Add(float64(len(data)))
+	p.written, p.told = time.Now(), false
 	alerts := p.state.Alerts()
 	if len(alerts) == 0 {
 		return nil
@@ -719,5 +736,6 @@ func (p *partition) store() error {
 		}
 	}
 	p.state.Published(len(alerts))
+	p.told = true
 	return nil
 }

@@ -399,6 +399,54 @@ func TestStaleOwner(t *testing.T) {
 	}
 }
 
+// What was published is not published again to those who subscribe when a partition
+// gets another owner; and a state that nothing changes is stored again, before the
+// bucket forgets it.
+func TestStateAtRest(t *testing.T) {
+	c := newCluster(t)
+	sub, err := natstest.Connect(t, c.server, schemas.ServiceReader).NC.SubscribeSync("picket.alerts.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := c.start()
+	c.exec("cat", "web-1", "", "cat", time.Now())
+	c.messages(1, 10*time.Second)
+	time.Sleep(2 * time.Second)
+	r.end()
+
+	r = c.start()
+	c.waitFor(r)
+	c.exec("cat2", "web-1", "", "cat", time.Now())
+	var p *partition
+	for deadline := time.Now().Add(20 * time.Second); p == nil; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no state is loaded")
+		}
+		for _, q := range r.d.correlator.parts {
+			q.mu.Lock()
+			if q.state != nil && q.state.Keys() > 0 {
+				p = q
+			}
+			q.mu.Unlock()
+		}
+	}
+	time.Sleep(2 * commitAfter)
+	if n, _, err := sub.Pending(); err != nil || n != 1 {
+		t.Errorf("%d alerts for those who subscribe, want 1; %v", n, err)
+	}
+
+	p.mu.Lock()
+	revision := p.revision
+	p.written = time.Now().Add(-refreshAfter - time.Minute)
+	p.mu.Unlock()
+	time.Sleep(3 * time.Second)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.revision != revision+1 || time.Since(p.written) > time.Minute {
+		t.Errorf("revision %d after %d, of %s", p.revision, revision, p.written)
+	}
+}
+
 // BenchmarkMatches measures matches from evaluation to acknowledgement by their
 // owner, 1,000 in a batch over 500 keys, and, apart, how long after its event an
 // alert of such a rule is there, when nothing else waits.

@@ -49,9 +49,11 @@ type keeper struct {
 	current atomic.Pointer[rules.Set]
 	state   schemas.RulesState
 	pushed  time.Time // when the pack of the bucket that is in force was stored; zero: none is
-	bucket  bucketMark
-	files   *fileWatch
-	failing bool // the last look at the bucket failed
+	// withdrawn: the pack in force is there for want of files that load.
+	withdrawn bool
+	bucket    bucketMark
+	files     *fileWatch
+	failing   bool // the last look at the bucket failed
 }
 
 // bucketMark changes when a bucket does.
@@ -144,7 +146,7 @@ func (k *keeper) run(ctx context.Context) {
 	var told time.Time
 	for {
 		changed := k.lookAtBucket(ctx)
-		if k.files.look() && k.pushed.IsZero() {
+		if k.files.look() && (k.pushed.IsZero() || k.withdrawn) {
 			k.loadBase()
 			changed = true
 		}
@@ -236,7 +238,8 @@ func (k *keeper) follow(entries []jetstream.KeyValueEntry) {
 			newest, refused = e, err
 		}
 	}
-	if !taken && withdrawn && (!k.pushed.IsZero() || k.state.Refused != nil) {
+	k.withdrawn = !taken && withdrawn
+	if k.withdrawn && (!k.pushed.IsZero() || k.state.Refused != nil) {
 		k.loadBase()
 	}
 	if refused != nil {

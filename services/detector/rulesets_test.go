@@ -227,6 +227,18 @@ func TestRuleFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.told("withdrawn", is("changed"))
+
+	// Withdrawn while the files do not load, it stays until they do.
+	f.push(oneRule("pushed", "proc.name = a"))
+	f.told("pushed again", func(s schemas.RulesState) bool { return names(f.d.keeper.set()) == "pushed" })
+	write("a.yaml", "- rule: changed\n")
+	time.Sleep(3 * lookEvery)
+	if err := f.bucket().Delete(t.Context(), schemas.RulePackKey); err != nil {
+		t.Fatal(err)
+	}
+	f.told("withdrawn to files that do not load", func(s schemas.RulesState) bool { return s.Refused != nil && names(f.d.keeper.set()) == "pushed" })
+	write("a.yaml", oneRule("mended", "proc.name = a"))
+	f.told("files mended after the pack was withdrawn", is("mended"))
 }
 
 // TestSwapUnderLoad: while packs are pushed one after the other every event is
