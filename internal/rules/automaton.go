@@ -183,7 +183,7 @@ type automaton struct {
 // end is a needle at its end.
 type end struct {
 	node   int32
-	needle string // to compare where case matters
+	needle string // to compare where case matters, else empty
 }
 
 // The classes of the two places that are no bytes.
@@ -260,11 +260,13 @@ func (b *automatonBuilder) add(node int, n needle) {
 		step(classEnd)
 	}
 	e := end{node: int32(node)}
-	if !n.fold {
+	if !n.fold && strings.ContainsFunc(n.text, isLetter) {
 		e.needle = n.text
 	}
 	b.ends[st] = append(b.ends[st], e)
 }
+
+func isLetter(r rune) bool { return r|0x20 >= 'a' && r|0x20 <= 'z' }
 
 func (b *automatonBuilder) build() *automaton {
 	n, shift := len(b.kids), b.shift()
@@ -315,7 +317,7 @@ func (b *automatonBuilder) build() *automaton {
 		a.ends = append(a.ends, b.ends[st]...)
 		a.at[i+1] = int32(len(a.ends))
 	}
-	for c := 'A'; c <= 'Z'; c++ {
+	for c := 'A'; c <= 'Z'; c++ { // of which the needles have none: see lower
 		a.class[c] = a.class[lower(byte(c))]
 	}
 	a.start = a.next[classStart]

@@ -452,9 +452,7 @@ func (s *state) entries(st *nodeState, todo []uint64, idx []uint16, limit int, m
 					st.entValue[e>>6] |= m
 				}
 			}
-			if st.entValue[e>>6]&m != 0 {
-				st.value[w] |= 1 << bit
-			}
+			st.value[w] |= st.entValue[e>>6] >> (e & 63) & 1 << bit
 		}
 	}
 }
@@ -709,7 +707,22 @@ func (s *state) text(slot int, todo []uint64) *slotState {
 	if !some {
 		return v
 	}
-	var key [4][]uint16
+	key := s.keyed(sl, rows)
+	for w, word := range rows {
+		for ; word != 0; word &= word - 1 {
+			i := w*64 + bits.TrailingZeros64(word)
+			s.row.i = i
+			if !s.fresh(sl, v, &key, uint16(len(v.ents))) {
+				continue
+			}
+			v.ents = append(v.ents, s.readText(sl))
+		}
+	}
+	return v
+}
+
+// keyed returns the numbers of the key columns' values, for rows.
+func (s *state) keyed(sl *slot, rows []uint64) (key [4][]uint16) {
 	for i, k := range sl.keys {
 		if s.prog.slots[k].kind == kindList {
 			key[i] = s.list(k, rows).idx
@@ -717,31 +730,27 @@ func (s *state) text(slot int, todo []uint64) *slotState {
 			key[i] = s.text(k, rows).idx
 		}
 	}
-	keyed := len(sl.keys) > 0 || sl.reader.key != nil
-	for w, word := range rows {
-		for ; word != 0; word &= word - 1 {
-			i := w*64 + bits.TrailingZeros64(word)
-			s.row.i = i
-			if keyed {
-				k := uint64(0)
-				if sl.reader.key != nil {
-					k = sl.reader.key(&s.row)
-				}
-				for j := range sl.keys {
-					k |= uint64(key[j][i]) << (16 * j)
-				}
-				n, added := v.table.find(k, nil)
-				v.idx[i] = n
-				if !added {
-					continue
-				}
-			} else {
-				v.idx[i] = uint16(len(v.ents))
-			}
-			v.ents = append(v.ents, s.readText(sl))
-		}
+	return key
+}
+
+// fresh gives the current row its number of a value, and reports whether that is
+// next: then the value is to be computed.
+func (s *state) fresh(sl *slot, v *slotState, key *[4][]uint16, next uint16) bool {
+	i := s.row.i
+	if len(sl.keys) == 0 && sl.reader.key == nil {
+		v.idx[i] = next
+		return true
 	}
-	return v
+	k := uint64(0)
+	if sl.reader.key != nil {
+		k = sl.reader.key(&s.row)
+	}
+	for j := range sl.keys {
+		k |= uint64(key[j][i]) << (16 * j)
+	}
+	n, added := v.table.find(k, nil)
+	v.idx[i] = n
+	return added
 }
 
 // dictionary takes over a Name column as it is. It returns false for columns
@@ -828,15 +837,18 @@ func (s *state) list(slot int, todo []uint64) *slotState {
 		s.listColumn(v, column, rows)
 		return v
 	}
+	key := s.keyed(sl, rows)
 	for w, word := range rows {
 		for ; word != 0; word &= word - 1 {
 			s.row.i = w*64 + bits.TrailingZeros64(word)
+			if !s.fresh(sl, v, &key, uint16(len(v.spans))) {
+				continue
+			}
 			sl.reader.list(&s.vals, &s.row, sl.arg)
 			from := int32(len(v.elems))
 			for i := range s.vals.len() {
 				v.elems = append(v.elems, s.arena.keep(s.vals.at(i)))
 			}
-			v.idx[s.row.i] = uint16(len(v.spans))
 			v.spans = append(v.spans, [2]int32{from, int32(len(v.elems))})
 		}
 	}

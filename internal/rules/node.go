@@ -565,9 +565,9 @@ var processFields = []field{
 			}
 			return dst
 		}),
-		argReaders: textOf(processOnly, nil, func(dst []byte, r *row, a *argument) []byte {
+		argReaders: []reader{{classes: processOnly, key: mapKey(schemas.ProcessEnv), text: func(dst []byte, r *row, a *argument) []byte {
 			return mapValue(dst, r, schemas.ProcessEnv, a.text)
-		})},
+		}}}},
 	{name: "proc.exe_ino.ctime_duration_proc_start", kind: kindInt, doc: "Nanoseconds from the last change of the executable's inode to the fork of the process.",
 		readers: number(processOnly, func(r *row, _ *argument) (int64, bool) {
 			ctime := r.int(schemas.ExeCtime)
@@ -730,7 +730,7 @@ var fdFields = append(append(append(append([]field{
 	{name: "fd.nameraw", doc: "As fd.name: the path as it was given is not kept.",
 		readers: append([]reader{column(fileOnly, schemas.FilePath)}, textOf(networkOnly, nil, socketName)...)},
 	{name: "fd.paths", kind: kindList, anyIn: true, doc: "Every path that an opened file is known to have: fd.name; where the host has it, when a container opened it through a volume; the watched path of which it is a hard link. A comparison holds when it holds for one of them. A name of Picket's own.",
-		readers: []reader{{classes: fileOnly, list: func(l *list, r *row, _ *argument) {
+		readers: []reader{{classes: fileOnly, keys: keys(schemas.FilePath, schemas.FilePathHost, schemas.FilePathLink), list: func(l *list, r *row, _ *argument) {
 			l.reset()
 			for _, id := range []schemas.FieldID{schemas.FilePath, schemas.FilePathHost, schemas.FilePathLink} {
 				if p := r.str(id); p != "" {
