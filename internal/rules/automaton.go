@@ -93,7 +93,7 @@ func needlesOf(m matcher) (ns []needle, exact bool) {
 	if slices.ContainsFunc(ns, func(n needle) bool { return n.text == "" }) {
 		return nil, false
 	}
-	return ns, true
+	return ns, len(ns) > 0
 }
 
 // maxRequired bounds the needles of one regular expression.

@@ -335,7 +335,7 @@ func (c *compiler) merge() {
 			for j, p := range ps {
 				all[j], key[j] = p.match, strconv.Itoa(len(p.key))+":"+p.key
 			}
-			p := &predicate{key: "any " + strings.Join(key, " "), operand: ps[0].operand, op: ps[0].op, match: all}
+			p := &predicate{key: "any " + strings.Join(key, " "), operand: ps[0].operand, op: opContains, match: all}
 			first := &c.nodes[run[places[slot]].id()]
 			run[places[slot]] = c.node(p.key, node{pred: p, slot: slot, rhs: -1, cost: first.cost}).not()
 		}
