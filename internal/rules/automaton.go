@@ -88,7 +88,10 @@ func needlesOf(m matcher) (ns []needle, exact bool) {
 		if err != nil {
 			return nil, false
 		}
-		return required(re), false
+		if ns = required(re); shortest(ns) < minRequired {
+			return nil, false
+		}
+		return ns, false
 	}
 	if slices.ContainsFunc(ns, func(n needle) bool { return n.text == "" }) {
 		return nil, false
@@ -96,8 +99,12 @@ func needlesOf(m matcher) (ns []needle, exact bool) {
 	return ns, len(ns) > 0
 }
 
-// maxRequired bounds the needles of one regular expression.
-const maxRequired = 32
+// Bounds of the needles of one regular expression: more of them, or shorter ones,
+// which are in many values (of an option: -), spare too little.
+const (
+	maxRequired = 32
+	minRequired = 3 // bytes
+)
 
 // required returns literals of which every text that re matches has one; none
 // when it is not known.
