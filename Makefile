@@ -85,8 +85,14 @@ bench-sensor: ## What the sensor costs its node, with limits (root, quiet machin
 	$(GO) run ./test/bench-sensor $(ARGS)
 
 .PHONY: bench-noise
-bench-noise: ## Alerts of the default pack on ordinary work, with its limit (root, debootstrap, a Debian mirror)
-	test/noise/noise.sh $(ARGS)
+bench-noise: build ## How many alerts ordinary work raises (root for its recording, made once); ARGS=-check for the limit
+	@scripts/install.sh bench
+	@$(GO) run ./test/bench-noise $(ARGS)
+
+.PHONY: bench-detector
+bench-detector: build ## What evaluating an event costs, over a million recorded ones; ARGS='-check -rounds 3' for flags
+	@scripts/install.sh bench
+	@$(GO) run ./test/bench-detector $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -3,6 +3,8 @@
 #   install.sh run    to build and run: Go modules; npm (fetches the ClickHouse library)
 #   install.sh test   to test and generate: gcc (race detector), clang and libbpf headers (eBPF),
 #                      runc and busybox (containers)
+#   install.sh bench  for the recording of ordinary work (make bench-noise, make bench-detector): PostgreSQL,
+#                      nginx, ab, and what test has; none of them is started
 #   install.sh vm     to test on other kernels (make vmtest): QEMU, and what makes the guest
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -47,6 +49,14 @@ test)
 		apt_install "starts containers for tests" --no-install-recommends runc busybox-static
 	fi
 	;;
+bench)
+	scripts/install.sh test
+	for c in nginx ab /usr/lib/postgresql/*/bin/pgbench curl make git python3 perl; do
+		command -v "$c" >/dev/null && continue
+		apt_install "ordinary work to record" --no-install-recommends nginx-light apache2-utils postgresql-15 curl make git python3 perl
+		break
+	done
+	;;
 vm)
 	# The desktop parts that QEMU's package recommends are not needed.
 	command -v qemu-system-x86_64 >/dev/null || apt_install "runs other kernels" --no-install-recommends qemu-system-x86
@@ -60,7 +70,7 @@ vm)
 	fi
 	;;
 *)
-	echo "usage: $0 run|test|vm" >&2
+	echo "usage: $0 run|test|bench|vm" >&2
 	exit 2
 	;;
 esac

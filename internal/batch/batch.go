@@ -18,12 +18,13 @@ import (
 type Batch struct {
 	class schemas.Class
 	rows  int
-	rec   arrow.Record
 	cols  []arrow.Array // by FieldID; nil where the batch lacks the column
+	// record returns the Arrow record; Decoder's is made when it is asked for.
+	record func() arrow.Record
 }
 
 func newBatch(c schemas.Class, rec arrow.Record) *Batch {
-	b := &Batch{class: c, rows: int(rec.NumRows()), rec: rec, cols: make([]arrow.Array, schemas.NumFields())}
+	b := &Batch{class: c, rows: int(rec.NumRows()), record: func() arrow.Record { return rec }, cols: make([]arrow.Array, schemas.NumFields())}
 	for i, f := range rec.Schema().Fields() {
 		if id, ok := schemas.FieldByName(f.Name); ok {
 			b.cols[id] = rec.Column(i)
@@ -39,7 +40,7 @@ func (b *Batch) Class() schemas.Class { return b.class }
 func (b *Batch) Rows() int { return b.rows }
 
 // Record returns the Arrow record of the rows.
-func (b *Batch) Record() arrow.Record { return b.rec }
+func (b *Batch) Record() arrow.Record { return b.record() }
 
 // Column returns the column of a field, or nil if the batch lacks it. Its
 // type is the field's ArrowType.
@@ -219,7 +220,7 @@ func (b *Batch) Select(columns []schemas.FieldID) *Batch {
 
 // Slice returns rows [from, to) as a batch that shares memory with b.
 func (b *Batch) Slice(from, to int) *Batch {
-	return newBatch(b.class, b.rec.NewSlice(int64(from), int64(to)))
+	return newBatch(b.class, b.record().NewSlice(int64(from), int64(to)))
 }
 
 // validate checks what the accessors rely on and Arrow's reader does not
@@ -279,7 +280,17 @@ func validate(a arrow.Array, t schemas.Type) error {
 		}
 		return validOffsets(d, min(keys.Len(), items.Len()))
 	default:
-		width := map[schemas.Type]int{schemas.Uint32: 32, schemas.Uint64: 64, schemas.Int64: 64, schemas.Time: 64, schemas.IP: 128, schemas.ID: 128, schemas.Bool: 1}[t]
+		width := 0 // bits
+		switch t {
+		case schemas.Bool:
+			width = 1
+		case schemas.Uint32:
+			width = 32
+		case schemas.Uint64, schemas.Int64, schemas.Time:
+			width = 64
+		case schemas.IP, schemas.ID:
+			width = 128
+		}
 		if width == 0 {
 			return fmt.Errorf("unexpected type %s", a.DataType())
 		}

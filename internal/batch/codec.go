@@ -64,8 +64,8 @@ type Encoded struct {
 
 func (e *Encoder) encode(b *Batch) ([]byte, error) {
 	e.buf.Reset()
-	w := ipc.NewWriter(&e.buf, ipc.WithSchema(b.rec.Schema()), ipc.WithLZ4(), ipc.WithCompressConcurrency(0), ipc.WithAllocator(&e.free))
-	if err := w.Write(b.rec); err != nil {
+	w := ipc.NewWriter(&e.buf, ipc.WithSchema(b.Record().Schema()), ipc.WithLZ4(), ipc.WithCompressConcurrency(0), ipc.WithAllocator(&e.free))
+	if err := w.Write(b.Record()); err != nil {
 		return nil, fmt.Errorf("encode %s batch of %d rows: %w", b.class, b.rows, err)
 	}
 	if err := w.Close(); err != nil {
@@ -123,17 +123,11 @@ func (r *recycler) Free(b []byte) {
 // MaxDecodedBytes. Columns that this version does not know are dropped, those
 // it knows and the batch lacks read as absent: any older or newer version of
 // the schema is accepted.
-func Decode(data []byte) (b *Batch, err error) {
-	// Arrow's reader panics on some malformed input, and the limited
-	// allocator does by design: both end here.
-	defer func() {
-		if p := recover(); p != nil {
-			b, err = nil, fmt.Errorf("malformed arrow stream: %v", p)
-		}
-		if err != nil {
-			b, err = nil, fault.Permanent(schemas.LossDecode, err)
-		}
-	}()
+func Decode(data []byte) (b *Batch, err error) { return new(Decoder).Decode(data) }
+
+// decode is Decode by Arrow's reader. It panics on some malformed input, as the
+// limited allocator does by design: Decoder.Decode recovers.
+func decode(data []byte) (*Batch, error) {
 	if err := verify(data); err != nil {
 		return nil, err
 	}
@@ -188,6 +182,15 @@ func Decode(data []byte) (b *Batch, err error) {
 		}
 	}
 	return newBatch(class, rec), nil
+}
+
+// readSchema reads a schema's message.
+func readSchema(message []byte) (*arrow.Schema, error) {
+	r, err := ipc.NewReader(bytes.NewReader(message), ipc.WithAllocator(&limited{left: MaxDecodedBytes}), ipc.WithDelayReadSchema(false))
+	if err != nil {
+		return nil, err
+	}
+	return r.Schema(), nil
 }
 
 // joined returns a column of lists as one of type Names.

@@ -56,6 +56,9 @@ func (s *SQL) Condition(r *Rule) (string, error) {
 	if !slices.Contains(r.Classes, s.class) {
 		return "0", nil
 	}
+	if r.cond == nil {
+		return "", fmt.Errorf("rule %q cannot be hunted: it has no condition of its own, only steps; hunt with the condition of a step", r.Name)
+	}
 	w := sqlWriter{SQL: s, rule: r, compiler: newCompiler(s.class), memo: make(map[edge]string)}
 	return w.edge(w.cond(r.cond))
 }

@@ -560,7 +560,7 @@ var sqlFields = map[string]sqlField{
 
 	"fd.name":               textSQL(socketSQL),
 	"fd.nameraw":            textSQL(socketSQL),
-	"fd.paths":              textSQL("arrayFilter(p -> p != '', [file_path, file_path_host, file_path_linked])"),
+	"fd.paths":              textSQL("arrayFilter(p -> p != '', [file_path, file_path_host, file_path_target_host, file_path_linked])"),
 	"fd.filename":           textSQL("splitByChar('/', file_path)[-1]"),
 	"fd.directory":          textSQL(directorySQL),
 	"fd.containername":      perClass(map[schemas.Class]string{schemas.File: "concat(" + shortSQL + ", ':', file_path)", schemas.Network: "concat(" + shortSQL + ", ':', " + socketSQL + ")"}),

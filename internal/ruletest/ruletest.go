@@ -19,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"picket/internal/batch"
+	"picket/internal/correlation"
 	"picket/internal/rules"
 	"picket/schemas"
 )
@@ -27,7 +28,11 @@ import (
 const (
 	maxFileBytes = 4 << 20
 	maxAfter     = 400 * 24 * time.Hour
+	maxRepeat    = 1000
 )
+
+// limits of what a case's rule remembers: all of it, whatever comes late.
+var limits = correlation.Limits{Keys: 1 << 20, Bytes: 256 << 20}
 
 // epoch is the time of a case's first event, unless the event says its own:
 // fixed, so that a test gives the same each time.
@@ -46,6 +51,8 @@ type Test struct {
 type Case struct {
 	Name  string
 	Fires bool
+	// Alerts is how many alerts the rule raises, where the case says it.
+	Alerts *int
 
 	events []*batch.Batch // in the order of time, one row each
 	text   string         // of the events, to tell a percent sign of theirs
@@ -60,14 +67,16 @@ type (
 	caseYAML struct {
 		Name   string      `yaml:"name"`
 		Fires  *bool       `yaml:"fires"`
+		Alerts *int        `yaml:"alerts"`
 		Class  string      `yaml:"class"`
 		Event  eventYAML   `yaml:"event"`
 		Events []eventStep `yaml:"events"`
 	}
 	eventStep struct {
-		Class string    `yaml:"class"`
-		After string    `yaml:"after"`
-		Event eventYAML `yaml:"event"`
+		Class  string    `yaml:"class"`
+		After  string    `yaml:"after"`
+		Repeat int       `yaml:"repeat"`
+		Event  eventYAML `yaml:"event"`
 	}
 	eventYAML = map[string]any
 )
@@ -119,6 +128,9 @@ func (c *caseYAML) build() (Case, error) {
 		return out, errors.New("it does not say whether the rule fires: add fires: true or false")
 	}
 	out.Fires = *c.Fires
+	if out.Alerts = c.Alerts; c.Alerts != nil && (*c.Alerts > 0) != out.Fires {
+		return out, fmt.Errorf("it says fires: %v and alerts: %d", out.Fires, *c.Alerts)
+	}
 	steps := c.Events
 	if c.Event != nil {
 		if steps != nil {
@@ -133,25 +145,32 @@ func (c *caseYAML) build() (Case, error) {
 	}
 	at := epoch
 	for i, s := range steps {
+		after := time.Duration(0)
 		if s.After != "" {
-			after, err := time.ParseDuration(s.After)
-			if err != nil || after < 0 || after > maxAfter {
+			var err error
+			if after, err = time.ParseDuration(s.After); err != nil || after < 0 || after > maxAfter {
 				return out, fmt.Errorf("event %d: after is %q; want a duration from 0s to %s, as in 5s or 10m", i+1, s.After, maxAfter)
 			}
+		}
+		if s.Repeat < 0 || s.Repeat > maxRepeat {
+			return out, fmt.Errorf("event %d: repeat is %d; want 1 to %d", i+1, s.Repeat, maxRepeat)
+		}
+		for n := range max(s.Repeat, 1) {
 			at = at.Add(after)
+			b, err := s.batch(at, len(out.events), n+1)
+			if err != nil {
+				return out, fmt.Errorf("event %d: %w", i+1, err)
+			}
+			out.events = append(out.events, b)
 		}
-		b, err := s.batch(at, i)
-		if err != nil {
-			return out, fmt.Errorf("event %d: %w", i+1, err)
-		}
-		out.events = append(out.events, b)
 	}
 	return out, nil
 }
 
 // batch builds the batch of one row. An event that gives no time or id has the
-// time at and an id made of its place.
-func (s *eventStep) batch(at time.Time, place int) (*batch.Batch, error) {
+// time at and an id made of its place. {n} in a value is the number of the
+// repetition, from 1.
+func (s *eventStep) batch(at time.Time, place, n int) (*batch.Batch, error) {
 	class, err := schemas.ParseClass(s.Class)
 	if err != nil {
 		return nil, err
@@ -171,7 +190,11 @@ func (s *eventStep) batch(at time.Time, place int) (*batch.Batch, error) {
 		if !ok || !id.Field().Classes.Has(class) {
 			return nil, fmt.Errorf("class %s has no column %q; docs/reference/fields.md lists them", class, name)
 		}
-		if err := set(b, id, columns[name]); err != nil {
+		v := columns[name]
+		if text, ok := v.(string); ok {
+			v = strings.ReplaceAll(text, "{n}", strconv.Itoa(n))
+		}
+		if err := set(b, id, v); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -288,7 +311,7 @@ func Run(set *rules.Set, tests []*Test) []Result {
 				} else {
 					res.Quiet++
 				}
-				res.Failures = append(res.Failures, c.run(ev, r)...)
+				res.Failures = append(res.Failures, c.run(set, ev, r)...)
 			}
 		}
 		out = append(out, res)
@@ -303,25 +326,44 @@ func Run(set *rules.Set, tests []*Test) []Result {
 }
 
 // run returns what is wrong with the case.
-func (c *Case) run(ev *rules.Evaluator, r *rules.Rule) []string {
+func (c *Case) run(set *rules.Set, ev *rules.Evaluator, r *rules.Rule) []string {
 	var failures []string
-	fired := false
-	for _, b := range c.events {
-		ev.Eval(b, func(m rules.Match) {
-			if m.Rule != r {
-				return
+	alerts := 0
+	raised := func(output string) {
+		alerts++
+		if output == "" || strings.Contains(output, "%") && !strings.Contains(c.text, "%") {
+			failures = append(failures, fmt.Sprintf("case %q: output %q", c.Name, output))
+		}
+	}
+	if r.Correlation == nil {
+		for _, b := range c.events {
+			ev.Eval(b, func(m rules.Match) {
+				if m.Rule == r {
+					raised(m.Output())
+				}
+			})
+		}
+	} else { // each case begins with nothing remembered
+		several := set.NewCorrelator(limits)
+		count := func(found []correlation.Alert) {
+			for i := range found {
+				if found[i].Def.Rule == r.Name && found[i].Revision == 1 {
+					raised(found[i].Message())
+				}
 			}
-			fired = true
-			if out := m.Output(); out == "" || strings.Contains(out, "%") && !strings.Contains(c.text, "%") {
-				failures = append(failures, fmt.Sprintf("case %q: output %q", c.Name, out))
-			}
-		})
+		}
+		for _, b := range c.events {
+			count(several.Eval(b, func(rules.Match) {}, nil))
+		}
+		count(several.End())
 	}
 	switch {
-	case c.Fires && !fired:
+	case c.Fires && alerts == 0:
 		failures = append(failures, fmt.Sprintf("case %q does not fire; it should", c.Name))
-	case !c.Fires && fired:
+	case !c.Fires && alerts > 0:
 		failures = append(failures, fmt.Sprintf("case %q fires; it should not", c.Name))
+	case c.Alerts != nil && alerts != *c.Alerts:
+		failures = append(failures, fmt.Sprintf("case %q raises %d alerts; it should raise %d", c.Name, alerts, *c.Alerts))
 	}
 	return failures
 }

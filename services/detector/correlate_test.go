@@ -103,7 +103,8 @@ func (c *cluster) start() *replica {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	r.d = &detector{bus: b, set: c.set, selector: selector, eval: c.set.NewEvaluator(), metrics: newMetrics(r.reg), room: semaphore.NewWeighted(publishPending),
+	keeper := newKeeper(b, newFileWatch(nil), c.set, 0, log, r.reg, selector.use)
+	r.d = &detector{bus: b, keeper: keeper, selector: selector, metrics: newMetrics(r.reg), room: semaphore.NewWeighted(publishPending),
 		health: health.New(schemas.ServiceDetector, "prod", "", bus.NewRunID(), log, r.reg)}
 	if r.d.correlator, err = newCorrelator(r.d, DefaultConfig().Correlation, log, r.reg); err != nil {
 		c.t.Fatal(err)

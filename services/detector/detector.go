@@ -143,6 +143,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 // consume evaluates PICKET_EVENTS until ctx ends.
 func (d *detector) consume(ctx context.Context) error {
 	gaps := bus.NewGaps()
+	var decoder batch.Decoder
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, stop := context.WithCancel(ctx)
@@ -153,7 +154,7 @@ func (d *detector) consume(ctx context.Context) error {
 			class, _ := announced(m)
 			d.health.Lost(class, schemas.LossStreamLimit, missed)
 		}
-		b, err := batch.Decode(m.Data())
+		b, err := decoder.Decode(m.Data())
 		if err != nil {
 			d.settle(m, err)
 			return

@@ -434,10 +434,14 @@ func (l *lane) change() {
 	b.Str(schemas.Action, h.Action.String())
 	b.Str(schemas.Syscall, l.ev.Syscall())
 	b.Int64(schemas.Result, int64(c.Result))
-	b.Str(schemas.FilePath, fullPath(c.Base, c.Path))
+	changed := fullPath(c.Base, c.Path)
+	b.Str(schemas.FilePath, changed)
+	l.onHost(schemas.FilePathHost, changed)
 	switch h.Action {
 	case bpf.ActionRename, bpf.ActionLink:
-		b.Str(schemas.FilePathTarget, fullPath(c.TargetBase, c.Target))
+		target := fullPath(c.TargetBase, c.Target)
+		b.Str(schemas.FilePathTarget, target)
+		l.onHost(schemas.FilePathTargetHost, target)
 	case bpf.ActionSymlink, bpf.ActionSetxattr, bpf.ActionRemovexattr:
 		b.Bytes(schemas.FilePathTarget, c.Target)
 	case bpf.ActionChmod, bpf.ActionMkdir, bpf.ActionMknod:
@@ -457,6 +461,17 @@ func (l *lane) change() {
 	b.Uint64(schemas.FileInode, c.Ino)
 	b.Uint32(schemas.FileDevice, c.Dev)
 	b.Uint32(schemas.FileUserID, c.UID)
+}
+
+// onHost sets a column to where the host has the file that a container changed.
+func (l *lane) onHost(column schemas.FieldID, path string) {
+	h := &l.ev.Header
+	if h.MntNS == 0 || h.MntNS == l.s.hostMnt || path == "" {
+		return
+	}
+	if host, ok := l.s.namespaces.HostPath(h.MntNS, path, l.now, h.TGID, h.ParentTGID); ok && host != path {
+		l.b.Str(column, host)
+	}
 }
 
 // fullPath joins a path with the directory it starts from. "." and ".." go by

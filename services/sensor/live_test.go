@@ -16,6 +16,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
+	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"picket/internal/batch"
@@ -700,5 +701,53 @@ func TestLiveSelection(t *testing.T) {
 		if len(seen[tt.pids[2]]) > 0 {
 			t.Errorf("%s: of the ignored container %v", what, seen[tt.pids[2]])
 		}
+	}
+}
+
+// TestLiveHostPath: what a process of another mount namespace changes through a
+// volume is told with the host's path too.
+func TestLiveHostPath(t *testing.T) {
+	needRoot(t)
+	s := natstest.Start(t)
+	cfg := config(t, s)
+	stop := start(t, cfg)
+	dir := t.TempDir()
+	for _, d := range []string{"host", "volume"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "host", "a"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("unshare", "-m", "sh", "-c", `mount --bind "$0/host" "$0/volume"; cd "$0/volume"; mv a b; ln b "$0/volume/c"; rm c; chmod 640 b; mv ../outside ../elsewhere; sleep 0.3`, dir)
+	if err := os.WriteFile(filepath.Join(dir, "outside"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	stop()
+	var got []string
+	for _, b := range batches(t, s) {
+		if b.Class() != schemas.File {
+			continue
+		}
+		for r := range b.Rows() {
+			if path := b.Str(schemas.FilePath, r); strings.HasPrefix(path, dir) && b.Str(schemas.Action, r) != "open" {
+				rel := func(id schemas.FieldID) string { return strings.TrimPrefix(b.Str(id, r), dir) }
+				got = append(got, fmt.Sprint(b.Str(schemas.Action, r), " ", rel(schemas.FilePath), " (", rel(schemas.FilePathHost), ") ", rel(schemas.FilePathTarget), " (", rel(schemas.FilePathTargetHost), ")"))
+			}
+		}
+	}
+	want := []string{
+		"rename /volume/a (/host/a) /volume/b (/host/b)",
+		"link /volume/c (/host/c) /volume/b (/host/b)",
+		"unlink /volume/c (/host/c)  ()",
+		"chmod /volume/b (/host/b)  ()",
+		"rename /outside () /elsewhere ()",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
 	}
 }

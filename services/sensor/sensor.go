@@ -130,9 +130,11 @@ type sensor struct {
 	metrics     *metrics
 
 	bootID string
-	// hostMnt is the host's mount namespace, mounts its mounts.
-	hostMnt uint32
-	mounts  *mounts.Table
+	// hostMnt is the host's mount namespace, mounts its mounts; namespaces are the
+	// others'.
+	hostMnt    uint32
+	mounts     *mounts.Table
+	namespaces *mounts.Namespaces
 	// offset is what to add to CLOCK_BOOTTIME for wall clock time, ns; it
 	// follows the wall clock when somebody sets it.
 	offset atomic.Int64
@@ -204,6 +206,7 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 		s.hostMnt = proctree.Namespace("/proc/self", "mnt") // pid 1 may do more than this process
 	}
 	s.mounts = mounts.Open(hostProc("mountinfo"))
+	s.namespaces = mounts.OpenNamespaces("/proc", s.mounts)
 	if cfg.Redact.Enabled {
 		s.redact = redact.New(cfg.Redact.Words)
 	}

@@ -4,6 +4,7 @@ package mounts
 
 import (
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -68,7 +69,7 @@ func (t *Table) Root() (dev uint64, whole bool) {
 		return 0, false
 	}
 	for line := range strings.Lines(string(b)) {
-		if m, major, minor, ok := parseLine(line); ok && m.point == "/" {
+		if m, major, minor, _, ok := parseLine(line); ok && m.point == "/" {
 			dev, whole = unix.Mkdev(major, minor), m.root == "/" // the last one is on top
 		}
 	}
@@ -82,7 +83,7 @@ func under(path, root string) bool {
 func parse(mountinfo string) map[uint32][]mount {
 	mounts := map[uint32][]mount{}
 	for line := range strings.Lines(mountinfo) {
-		if m, major, minor, ok := parseLine(line); ok {
+		if m, major, minor, _, ok := parseLine(line); ok {
 			dev := encode(major, minor)
 			mounts[dev] = append(mounts[dev], m)
 		}
@@ -95,19 +96,22 @@ func encode(major, minor uint32) uint32 {
 	return minor&0xff | major<<8 | minor&^0xff<<12
 }
 
-func parseLine(line string) (m mount, major, minor uint32, ok bool) {
-	// id parent major:minor root mountpoint …
+func parseLine(line string) (m mount, major, minor uint32, fstype string, ok bool) {
+	// id parent major:minor root mountpoint options [tag]… - type …
 	f := strings.Fields(line)
 	if len(f) < 5 {
-		return m, 0, 0, false
+		return m, 0, 0, "", false
+	}
+	if i := slices.Index(f, "-"); i > 0 && i+1 < len(f) {
+		fstype = f[i+1]
 	}
 	a, b, _ := strings.Cut(f[2], ":")
 	x, err1 := strconv.ParseUint(a, 10, 12)
 	y, err2 := strconv.ParseUint(b, 10, 20)
 	if err1 != nil || err2 != nil {
-		return m, 0, 0, false
+		return m, 0, 0, "", false
 	}
-	return mount{unescape(f[3]), unescape(f[4])}, uint32(x), uint32(y), true
+	return mount{unescape(f[3]), unescape(f[4])}, uint32(x), uint32(y), fstype, true
 }
 
 // unescape reads the octal form that blanks, tabs, newlines and backslashes have.
