@@ -52,8 +52,10 @@ func newBacktest(t *target) *cobra.Command {
   picket rules backtest --rules my-rules.yaml --rule "Web server starts a shell"`,
 		Long: `Evaluates rules over the events in ClickHouse and counts what they match: a day, and by
 workload (namespace and owner of the pod; without Kubernetes the image; on the host the node;
-for audit events the user). It is for rules before they are switched on. Each match counts:
-correlation, baselines and suppression are not evaluated.`,
+for audit events the user). It is for rules before they are switched on. Of a rule with
+correlation, baseline or suppress its alerts count, with the workload of the event that
+completed them; it remembers nothing of the time before --since. Rules with raise: false
+count only if --rule names them.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "table" && output != "json" {
@@ -86,7 +88,12 @@ func (h *hunt) backtest(cmd *cobra.Command, t *target, output string) error {
 	if err != nil {
 		return err
 	}
-	parts, err := scans(all, cmd.ErrOrStderr())
+	single, several := apart(all)
+	parts, err := scans(single, cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	memory, err := newMemory(several, cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}
@@ -108,6 +115,10 @@ func (h *hunt) backtest(cmd *cobra.Command, t *target, output string) error {
 			return err
 		}
 	}
+	if err := memory.count(cmd, db, span, until, results); err != nil {
+		return err
+	}
+	parts = append(parts, memory.parts...)
 	if err := unread(cmd, db, parts, span); err != nil {
 		return err
 	}
@@ -164,24 +175,30 @@ func (s *scan) count(cmd *cobra.Command, db *store.DB, span string, results map[
 			return nil
 		})
 	}
-	if err := add("toDate(time)", "", func(b *backtest, day string, n uint64) {
-		b.Total += n
-		if i := slices.IndexFunc(b.Days, func(d dayCount) bool { return d.Day == day }); i >= 0 {
-			b.Days[i].Count += n
-			return
-		}
-		b.Days = append(b.Days, dayCount{day, n})
-	}); err != nil {
+	if err := add("toDate(time)", "", (*backtest).onDay); err != nil {
 		return err
 	}
 	// More than are shown, because a rule may match events of several classes.
-	return add(workload(s.class), fmt.Sprintf("\nLIMIT %d BY hit", 20*topWorkloads), func(b *backtest, name string, n uint64) {
-		if i := slices.IndexFunc(b.Workloads, func(w workloadCount) bool { return w.Workload == name }); i >= 0 {
-			b.Workloads[i].Count += n
-			return
-		}
-		b.Workloads = append(b.Workloads, workloadCount{name, n})
-	})
+	return add(workload(s.class), fmt.Sprintf("\nLIMIT %d BY hit", 20*topWorkloads), (*backtest).of)
+}
+
+// onDay counts n alerts on a day.
+func (b *backtest) onDay(day string, n uint64) {
+	b.Total += n
+	if i := slices.IndexFunc(b.Days, func(d dayCount) bool { return d.Day == day }); i >= 0 {
+		b.Days[i].Count += n
+		return
+	}
+	b.Days = append(b.Days, dayCount{day, n})
+}
+
+// of counts n alerts of a workload.
+func (b *backtest) of(name string, n uint64) {
+	if i := slices.IndexFunc(b.Workloads, func(w workloadCount) bool { return w.Workload == name }); i >= 0 {
+		b.Workloads[i].Count += n
+		return
+	}
+	b.Workloads = append(b.Workloads, workloadCount{name, n})
 }
 
 // finish sorts and cuts.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"picket/internal/alert"
 	"picket/internal/rules"
 	"picket/internal/store"
 	"picket/schemas"
@@ -116,10 +117,15 @@ func (h *hunt) load(errOut io.Writer) ([]*rules.Rule, error) {
 			fmt.Fprintln(errOut, "warning:", w.String())
 		}
 	}
-	if len(h.names) == 0 {
-		return set.Rules(), nil
-	}
 	var found []*rules.Rule
+	if len(h.names) == 0 {
+		for _, r := range set.Rules() {
+			if r.Raises {
+				found = append(found, r)
+			}
+		}
+		return found, nil
+	}
 	for _, name := range h.names {
 		i := slices.IndexFunc(set.Rules(), func(r *rules.Rule) bool { return r.Name == name || r.ID != "" && r.ID == name })
 		if i < 0 {
@@ -181,6 +187,8 @@ type scan struct {
 	rules []*rules.Rule
 	conds []string
 	json  bool // some condition reads a JSON document
+	// Of rules about several events, as many as conds: see severalScans.
+	cells []string
 }
 
 // scans compiles the rules. A rule that cannot be evaluated in a class is an
@@ -246,14 +254,14 @@ func (s *scan) from(span string) string {
 var commentText = strings.NewReplacer("*", "·", "\n", " ")
 
 // byRule writes an expression that depends on the rule.
-func (s *scan) byRule(each func(r *rules.Rule) (string, error)) (string, error) {
+func (s *scan) byRule(each func(i int) (string, error)) (string, error) {
 	var b strings.Builder
 	if len(s.rules) == 1 {
-		return each(s.rules[0])
+		return each(0)
 	}
 	b.WriteString("multiIf(")
-	for i, r := range s.rules {
-		e, err := each(r)
+	for i := range s.rules {
+		e, err := each(i)
 		if err != nil {
 			return "", err
 		}
@@ -268,30 +276,35 @@ func (s *scan) byRule(each func(r *rules.Rule) (string, error)) (string, error) 
 
 // statement returns the SELECT of the matching events, the newest first.
 func (s *scan) statement(span string, limit int) (string, error) {
-	message, err := s.byRule(func(r *rules.Rule) (string, error) { return s.sql.Output(r) })
+	message, err := s.byRule(func(i int) (string, error) { return s.sql.Output(s.rules[i]) })
 	if err != nil {
 		return "", err
 	}
-	fields, err := s.byRule(func(r *rules.Rule) (string, error) {
-		_, exprs := s.sql.Fields(r)
+	fields, err := s.byRule(func(i int) (string, error) {
+		_, exprs := s.sql.Fields(s.rules[i])
 		return "CAST([" + strings.Join(exprs, ", ") + "], 'Array(String)')", nil
 	})
 	if err != nil {
 		return "", err
 	}
-	who := "k8s_namespace_name, k8s_pod_name, process_user_name"
-	if s.class == schemas.Audit {
-		who = "audit_namespace, audit_name, audit_user_name"
-	}
-	return fmt.Sprintf("SELECT toString(time), hit, toString(event_id), cluster, node, %s,\n  %s,\n  %s\nFROM %s\nORDER BY time DESC, event_id, hit\nLIMIT %d\n%s", who, message, fields, s.from(span), limit, rules.Settings), nil
+	return fmt.Sprintf("SELECT toString(time), hit, toString(event_id), cluster, node, %s,\n  %s,\n  %s\nFROM %s\nORDER BY time DESC, event_id, hit\nLIMIT %d\n%s", s.who(), message, fields, s.from(span), limit, rules.Settings), nil
 }
 
-// found is an event that a rule matches.
+// who are the columns of who acted: namespace, pod or object, user.
+func (s *scan) who() string {
+	if s.class == schemas.Audit {
+		return "audit_namespace, audit_name, audit_user_name"
+	}
+	return "k8s_namespace_name, k8s_pod_name, process_user_name"
+}
+
+// found is an event that a rule matches, or an alert about several.
 type found struct {
 	Time      string            `json:"time"`
 	Rule      string            `json:"rule"`
 	Severity  string            `json:"severity"`
 	Class     string            `json:"class"`
+	AlertID   string            `json:"alert_id,omitempty"` // not of a condition
 	EventID   string            `json:"event_id"`
 	Cluster   string            `json:"cluster"`
 	Node      string            `json:"node"`
@@ -300,6 +313,10 @@ type found struct {
 	User      string            `json:"user,omitempty"`
 	Message   string            `json:"message"`
 	Fields    map[string]string `json:"output_fields,omitempty"`
+	// Of rules about several events. Time and EventID are then those of the first
+	// event, and class, node, pod and user of the one that completed the alert.
+	Key    map[string]string `json:"key,omitempty"`
+	Events int               `json:"events,omitempty"`
 }
 
 func newHunt(t *target) *cobra.Command {
@@ -317,8 +334,9 @@ func newHunt(t *target) *cobra.Command {
   picket hunt --condition 'spawned_process and proc.pname = nginx' -o json`,
 		Long: `Evaluates rules over the events in ClickHouse, with the meaning that they have in the
 detector, and shows what matches, the newest first. Rules that are switched off are
-evaluated too. Correlation, baselines and suppression are not: what shows is every
-event that a rule's condition holds for.
+evaluated too; those with raise: false only if --rule names them. Of a rule with
+correlation, baseline or suppress its alerts show; it remembers nothing of the time
+before --since.
 
 A condition of the command line may use the macros and lists of the rule files; it is for
 Kubernetes audit events if a field of it begins with ka. or jevt.`,
@@ -355,11 +373,16 @@ func (h *hunt) run(cmd *cobra.Command, t *target, limit int, output string, asSQ
 	if err != nil {
 		return err
 	}
-	_, _, span, err := h.span(time.Now())
+	_, until, span, err := h.span(time.Now())
 	if err != nil {
 		return err
 	}
+	all, several := apart(all)
 	parts, err := scans(all, errOut)
+	if err != nil {
+		return err
+	}
+	memory, err := newMemory(several, errOut)
 	if err != nil {
 		return err
 	}
@@ -376,6 +399,9 @@ func (h *hunt) run(cmd *cobra.Command, t *target, limit int, output string, asSQ
 		statements = append(statements, sql)
 	}
 	if asSQL {
+		if len(memory.parts) > 0 {
+			statements = append(statements, memory.statement(span))
+		}
 		return screen(cmd.OutOrStdout(), false, func(out io.Writer) error {
 			_, err := fmt.Fprintln(out, strings.Join(statements, ";\n\n"))
 			return err
@@ -401,10 +427,15 @@ func (h *hunt) run(cmd *cobra.Command, t *target, limit int, output string, asSQ
 			return err
 		}
 	}
-	if err := unread(cmd, db, parts, span); err != nil {
+	alerts, err := memory.newest(cmd, db, span, until, most)
+	if err != nil {
 		return err
 	}
-	slices.SortStableFunc(hits, func(a, b found) int { return strings.Compare(b.Time, a.Time) })
+	hits = append(hits, alerts...)
+	if err := unread(cmd, db, slices.Concat(parts, memory.parts), span); err != nil {
+		return err
+	}
+	slices.SortStableFunc(hits, newestFirst)
 	if len(hits) > limit {
 		hits = hits[:limit]
 		fmt.Fprintf(errOut, "only the newest %d are shown: --limit shows more\n", limit)
@@ -431,6 +462,9 @@ func (s *scan) found(row []json.RawMessage) (found, error) {
 	}
 	r := s.rules[hit-1]
 	f.Rule, f.Severity = r.Name, r.Severity.String()
+	if r.Name != conditionRule {
+		f.AlertID = alert.ID(r.Name, f.EventID)
+	}
 	f.Time = strings.Replace(f.Time, " ", "T", 1) + "Z"
 	names, _ := s.sql.Fields(r)
 	for i, v := range values {
@@ -465,7 +499,11 @@ func showHits(out io.Writer, hits []found, output string) error {
 		if h.Pod != "" {
 			pod += "/" + h.Pod
 		}
-		t.row(strings.Replace(h.Time[:min(19, len(h.Time))], "T", " ", 1), h.Severity, h.Rule, h.Node, pod, h.User, h.Message)
+		message := h.Message
+		if h.Events > 0 {
+			message += " | " + h.about()
+		}
+		t.row(strings.Replace(h.Time[:min(19, len(h.Time))], "T", " ", 1), h.Severity, h.Rule, h.Node, pod, h.User, message)
 	}
 	return t.flush()
 }

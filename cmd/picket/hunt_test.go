@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"regexp"
@@ -27,6 +28,7 @@ import (
 	"picket/internal/store"
 	"picket/schemas"
 	auditlogingest "picket/services/auditlog-ingest"
+	"picket/services/detector"
 	"picket/services/enricher"
 )
 
@@ -36,10 +38,9 @@ const (
 )
 
 // recordings puts the recorded events into a ClickHouse as the sink does, and
-// returns its URL and how many there are.
-func recordings(t *testing.T) (url string, events int) {
+// returns its URL, how many there are and the batches.
+func recordings(t *testing.T) (url string, events int, batches []*batch.Batch) {
 	t.Helper()
-	var batches []*batch.Batch
 	data, err := os.ReadFile(recordedKernel)
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +54,7 @@ func recordings(t *testing.T) (url string, events int) {
 	if data, err = os.ReadFile(recordedAudit); err != nil {
 		t.Fatal(err)
 	}
-	n := auditlogingest.NewNormalizer("replay", "file", "file", auditlogingest.DefaultRedact())
+	n := auditlogingest.NewNormalizer("local", "file", "file", auditlogingest.DefaultRedact())
 	audit := batch.NewBuilder(schemas.Audit, schemas.RawColumns(schemas.Audit))
 	for line := range bytes.Lines(data) {
 		if line = bytes.TrimSpace(line); len(line) > 0 {
@@ -62,7 +63,7 @@ func recordings(t *testing.T) (url string, events int) {
 			}
 		}
 	}
-	batches = append(batches, audit.Batch())
+	batches = append([]*batch.Batch{audit.Batch()}, batches...) // it is of the morning, the others of the evening
 
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	cfg := store.DefaultConfig()
@@ -124,12 +125,32 @@ func recordings(t *testing.T) (url string, events int) {
 			t.Fatal(err)
 		}
 		if strings.TrimSpace(string(got)) == strconv.Itoa(events) {
-			return cfg.URL, events
+			return cfg.URL, events, batches
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("the tables have %s events, want %d", got, events)
 		}
 	}
+}
+
+// replayed is what picket replay prints of batches of several recordings.
+func replayed(t *testing.T, batches []*batch.Batch, ruleFiles ...string) string {
+	t.Helper()
+	set, _, err := detector.LoadRules(ruleFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	r := &replay{eval: set.NewCorrelator(replayLimits), join: enricher.New(), out: json.NewEncoder(&out)}
+	for _, b := range batches {
+		if err := r.evaluate(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.correlated(r.eval.End()); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
 }
 
 // write runs the sink's writer until the test ends.
@@ -165,7 +186,7 @@ func picket(t *testing.T, args ...string) (out, errOut string, err error) {
 }
 
 func TestHunt(t *testing.T) {
-	url, events := recordings(t)
+	url, events, batches := recordings(t)
 	run := func(args ...string) (string, string) {
 		t.Helper()
 		out, errOut, err := picket(t, append([]string{"--clickhouse", url}, args...)...)
@@ -177,28 +198,27 @@ func TestHunt(t *testing.T) {
 
 	// The whole pack finds in the tables what the detector finds in the stream.
 	type alert struct {
+		Time    time.Time         `json:"time"`
 		Rule    string            `json:"rule"`
+		AlertID string            `json:"alert_id"`
 		EventID string            `json:"event_id"`
+		Node    string            `json:"node"`
+		Class   string            `json:"class"`
 		Message string            `json:"message"`
 		Fields  map[string]string `json:"output_fields"`
 	}
 	alerts := func(text string) (list []string) {
+		revised := make(map[string]string) // the last revision of each
 		for line := range strings.Lines(text) {
 			var a alert
 			if err := json.Unmarshal([]byte(line), &a); err != nil {
 				t.Fatalf("%v: %s", err, line)
 			}
-			list = append(list, fmt.Sprintf("%s %s %s %v", a.EventID, a.Rule, a.Message, a.Fields))
+			revised[a.AlertID] = fmt.Sprintf("%s %s %s %s %s %s %s %v", a.Time.Format(time.RFC3339Nano), a.EventID, a.AlertID, a.Rule, a.Class, a.Node, a.Message, a.Fields)
 		}
-		slices.Sort(list)
-		return list
+		return slices.Sorted(maps.Values(revised))
 	}
-	var stream []string
-	for format, file := range map[string]string{"capture": recordedKernel, "kube-audit": recordedAudit} {
-		out, _ := run("replay", "--format", format, file)
-		stream = append(stream, alerts(out)...)
-	}
-	slices.Sort(stream)
+	stream := alerts(replayed(t, batches))
 	out, errOut := run("hunt", "--rules", "../../rules", "--since", "2000-01-01", "--limit", "100000", "-o", "json")
 	stored := alerts(out)
 	if len(stream) == 0 || errOut != "" {
@@ -233,6 +253,77 @@ func TestHunt(t *testing.T) {
 		t.Errorf("the backtest counts %d alerts of %d rules, want %d", total, rules, len(stream))
 	}
 	t.Logf("%d events, %d alerts, %d rules", events, len(stream), rules)
+
+	t.Run("several", func(t *testing.T) {
+		const file = "testdata/several.yaml"
+		// Those that are switched off are hunted as if they were not.
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		on := t.TempDir() + "/on.yaml"
+		if err := os.WriteFile(on, bytes.ReplaceAll(text, []byte("enabled: false"), []byte("enabled: true")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		stream := alerts(replayed(t, batches, on))
+		out, errOut := run("hunt", "--rules", file, "--since", "2000-01-01", "-o", "json")
+		stored := alerts(out)
+		if errOut != "" || !slices.Equal(stream, stored) {
+			t.Fatalf("the stream raises %d alerts, hunt finds %d:\n%s%s", len(stream), len(stored), difference(stream, stored), errOut)
+		}
+		t.Logf("%d alerts", len(stream))
+		counts := make(map[string]uint64)
+		lines := make(map[string]found)
+		for line := range strings.Lines(out) {
+			var f found
+			if err := json.Unmarshal([]byte(line), &f); err != nil {
+				t.Fatal(err)
+			}
+			counts[f.Rule]++
+			lines[f.Rule] = f
+		}
+		if f := lines["Suppress"]; f.Events < 1 || f.Key["proc.name"] == "" {
+			t.Errorf("events and key of an alert: %+v", f)
+		}
+		out, _ = run("rules", "backtest", "--rules", file, "--since", "2000-01-01", "-o", "json")
+		listed := 0
+		for line := range strings.Lines(out) {
+			var b backtest
+			if err := json.Unmarshal([]byte(line), &b); err != nil {
+				t.Fatal(err)
+			}
+			if listed++; b.Total == 0 || b.Total != counts[b.Rule] || len(b.Days) == 0 || len(b.Workloads) == 0 || b.Workloads[0].Workload == "" {
+				t.Errorf("hunt finds %d alerts of rule %s; the backtest counts %s", counts[b.Rule], b.Rule, line)
+			}
+		}
+		if listed != 7 || len(counts) != 7 { // all but the one with raise: false
+			t.Errorf("the backtest has %d rules, hunt finds something of %v", listed, counts)
+		}
+		out, _ = run("rules", "backtest", "--rules", file, "--rule", "Pod deleted", "--since", "2000-01-01", "-o", "json")
+		if !strings.Contains(out, `"rule":"Pod deleted"`) || strings.Contains(out, `"total":0`) {
+			t.Errorf("a rule with raise: false by its name: %s", out)
+		}
+		// At the end nobody has looked whether what is absent came later.
+		out, _ = run("hunt", "--rules", file, "--rule", "Absence", "--since", "2000-01-01", "--until", "2026-11-23T00:39:00Z", "-o", "json")
+		for line := range strings.Lines(out) {
+			t.Errorf("absent within a minute before half of it has passed: %s", line)
+		}
+		out, _ = run("hunt", "--rules", file, "--since", "2000-01-01", "--limit", "3")
+		if n := strings.Count(out, "\n"); n != 4 || !strings.Contains(out, " event of proc.name=") {
+			t.Errorf("with --limit 3: %s", out)
+		}
+		// The statement of --sql is one that ClickHouse takes.
+		out, _ = run("hunt", "--rules", file, "--since", "2000-01-01", "--sql")
+		answer, err := http.Post(url, "text/plain", strings.NewReader(out))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows, _ := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		if n := bytes.Count(rows, []byte("\n")); answer.StatusCode != http.StatusOK || n < len(stored) {
+			t.Errorf("the statement of --sql gives %d rows, there are %d alerts: %.1000s\n%s", n, len(stored), rows, out)
+		}
+	})
 
 	// Bounds: of time, of number; the newest come first.
 	out, errOut = run("hunt", "--rules", "../../rules", "--since", "2000-01-01", "--limit", "3", "-o", "json")

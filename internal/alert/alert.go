@@ -30,6 +30,11 @@ var riskLevels = [...]struct {
 	caption string
 }{{0, "Info"}, {20, "Low"}, {40, "Medium"}, {65, "High"}, {85, "Critical"}}
 
+// ID returns the id of the alert that a rule raises for one event.
+func ID(rule, eventID string) string {
+	return schemas.FormatID(schemas.Hash128("alert", rule, eventID))
+}
+
 // New returns the finding of a match in b, raised at now. Its id follows from
 // the rule's name and the event's id, so that the same event gives the same
 // finding however often it is evaluated. Call it while m is raised (see
@@ -38,7 +43,7 @@ func New(m rules.Match, b *batch.Batch, now time.Time) *schemas.Finding {
 	row := m.Row
 	str := func(id schemas.FieldID) string { return b.Str(id, row) }
 	event, _ := b.Bytes16(schemas.EventID, row)
-	id := schemas.FormatID(schemas.Hash128("alert", m.Rule.Name, schemas.FormatID(event)))
+	id := ID(m.Rule.Name, schemas.FormatID(event))
 	at := time.Unix(0, b.Int(schemas.EventTime, row)).UTC()
 
 	f := &schemas.Finding{

@@ -291,6 +291,7 @@ func (b *setBuilder) remember(def *ruleDef, r *Rule) bool {
 	}
 	b.version(d, m, r.Condition)
 	r.feeds, r.Correlation = append(r.feeds, f), d
+	r.steps = []Step{{r, f}}
 	return true
 }
 
@@ -494,6 +495,9 @@ func (b *setBuilder) linkOne(s sequence, used map[*Rule]bool) bool {
 		}
 	}
 	b.version(s.d, m, conditions...)
+	for i, part := range s.parts {
+		s.rule.steps = append(s.rule.steps, Step{part, feeds[i]})
+	}
 	if s.rule.Enabled {
 		for i, part := range s.parts {
 			part.feeds = append(part.feeds, feeds[i])
@@ -523,35 +527,49 @@ const maxKeyValue, maxFieldValue = 512, 4096
 // Record returns what the state takes, but for Doc; false, an event that lacks one
 // of the fields under by, or all of those under value, feeds nothing.
 func (f Feed) Record() (correlation.Match, bool) {
-	m := correlation.Match{Def: f.feed.def, Key: make([]string, len(f.feed.by))}
 	r := &row{b: f.batch, i: f.Row, docs: &docs{}}
-	for i := range f.feed.by {
-		v, ok := f.feed.by[i].render(r)
-		if !ok {
-			return m, false
-		}
-		m.Key[i] = bounded(v)
+	key, n := render(f.feed.by, r)
+	if n < len(key) {
+		return correlation.Match{}, false
 	}
-	for i := range f.feed.value {
-		v, ok := f.feed.value[i].render(r)
-		if !ok && len(f.feed.value) == 1 {
-			return m, false
+	values, n := render(f.feed.value, r)
+	if n == 0 && len(values) > 0 {
+		return correlation.Match{}, false
+	}
+	id, _ := f.batch.Bytes16(schemas.EventID, f.Row)
+	return f.feed.match(f.batch.Int(schemas.EventTime, f.Row), id, key, values, f.Fields()), true
+}
+
+// render returns the operands' values in a row, empty where there is none, and how
+// many there are.
+func render(operands []operand, r *row) (values []string, there int) {
+	values = make([]string, len(operands))
+	for i := range operands {
+		if v, ok := operands[i].render(r); ok {
+			values[i] = v
+			there++
 		}
+	}
+	return values, there
+}
+
+// match makes what the state takes of an event's values, within bounds. It keeps
+// key and fields.
+func (f *feed) match(at int64, id [16]byte, key, values []string, fields map[string]string) correlation.Match {
+	for i, v := range key {
+		key[i] = bounded(v)
+	}
+	value := ""
+	for i, v := range values {
 		if i > 0 {
-			m.Value += "\x00"
+			value += "\x00"
 		}
-		m.Value += bounded(v)
+		value += bounded(v)
 	}
-	m.Time, m.Step = f.batch.Int(schemas.EventTime, f.Row), f.feed.step
-	m.ID, _ = f.batch.Bytes16(schemas.EventID, f.Row)
-	m.Fields = f.Fields()
-	for k, v := range m.Fields {
-		if len(v) > maxFieldValue {
-			m.Fields[k] = v[:maxFieldValue]
-		}
-		m.Fields[k] = strings.ToValidUTF8(m.Fields[k], "\uFFFD")
+	for k, v := range fields {
+		fields[k] = strings.ToValidUTF8(v[:min(len(v), maxFieldValue)], "\uFFFD")
 	}
-	return m, true
+	return correlation.Match{Def: f.def, Key: key, Event: correlation.Event{Time: at, ID: id, Step: f.step, Value: value, Fields: fields}}
 }
 
 // bounded makes a value of a key: valid as JSON, and not too long. Values that

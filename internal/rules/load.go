@@ -68,6 +68,7 @@ type Rule struct {
 	output []outputPart
 	cond   *cond // for SQL
 	feeds  []feed
+	steps  []Step
 }
 
 // Set is a checked set of rules, compiled for evaluation. It never changes and

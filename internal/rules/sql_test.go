@@ -21,6 +21,7 @@ import (
 
 	"picket/internal/batch"
 	"picket/internal/clickhousebin/clickhousetest"
+	"picket/internal/correlation"
 	"picket/internal/health"
 	"picket/internal/natsserver/natstest"
 	"picket/internal/store"
@@ -141,23 +142,43 @@ func (s *tables) queryAs(sql, format string) (lines []string) {
 }
 
 // hold compares the two engines over all stored rows of a class: which rows
-// each rule matches, and what its output says of them.
+// each rule matches, and what its output says of them; of rules about several
+// events, which rows feed their memory and with what.
 func (s *tables) hold(c schemas.Class, set *Set, batches []*batch.Batch, ids map[string]int) (matched int) {
 	s.t.Helper()
-	type hit struct{ rule, row int }
-	want := make(map[hit]string)
-	rules := make(map[*Rule]int)
-	var hunted []*Rule
+	type part struct {
+		rule string
+		step int // -1: the rule is about one event
+	}
+	type hit struct {
+		part
+		row int
+	}
+	type hunt struct {
+		part
+		rule *Rule // whose condition it is
+		feed Step
+	}
+	var hunted []hunt
 	for _, r := range set.Rules() {
-		if slices.Contains(r.Classes, c) {
-			rules[r] = len(hunted)
-			hunted = append(hunted, r)
+		if r.Correlation == nil && slices.Contains(r.Classes, c) {
+			hunted = append(hunted, hunt{part{r.Name, -1}, r, Step{}})
+		}
+		for i, st := range r.Steps() {
+			if slices.Contains(st.Rule.Classes, c) {
+				hunted = append(hunted, hunt{part{r.Name, i}, st.Rule, st})
+			}
 		}
 	}
+	fed := func(m correlation.Match) string { return fmt.Sprintf("%q %q %q %d", m.Key, m.Value, m.Fields, m.Step) }
+	want := make(map[hit]string)
 	ev := set.NewEvaluator()
 	for _, b := range batches {
-		ev.Eval(b, func(m Match) {
-			want[hit{rules[m.Rule], ids[schemas.FormatID(must16(b, m.Row))]}] = m.Output()
+		row := func(i int) int { return ids[schemas.FormatID(must16(b, i))] }
+		ev.EvalFeeds(b, func(m Match) { want[hit{part{m.Rule.Name, -1}, row(m.Row)}] = m.Output() }, func(f Feed) {
+			if m, ok := f.Record(); ok {
+				want[hit{part{f.Rule.Name, m.Step}, row(f.Row)}] = fed(m)
+			}
 		})
 	}
 	const many = 40 // rules in one query
@@ -166,14 +187,25 @@ func (s *tables) hold(c schemas.Class, set *Set, batches []*batch.Batch, ids map
 		var sql strings.Builder
 		sql.WriteString("SELECT event_id")
 		w := NewSQL(c)
-		for _, r := range some {
-			where, err := w.Condition(r)
-			if err != nil {
-				s.t.Fatalf("%v\n%s", err, r.Condition)
+		for _, h := range some {
+			if h.step >= 0 {
+				where, cells, err := w.Step(h.feed)
+				if err != nil {
+					s.t.Fatalf("%v\n%s", err, h.rule.Condition)
+				}
+				if where == "0" {
+					cells = "['']"
+				}
+				fmt.Fprintf(&sql, ",\nif(%s, concat('=', arrayStringConcat(%s, ',')), '')", where, cells)
+				continue
 			}
-			output, err := w.Output(r)
+			where, err := w.Condition(h.rule)
 			if err != nil {
-				s.t.Fatalf("%v\n%s", err, r.OutputTemplate)
+				s.t.Fatalf("%v\n%s", err, h.rule.Condition)
+			}
+			output, err := w.Output(h.rule)
+			if err != nil {
+				s.t.Fatalf("%v\n%s", err, h.rule.OutputTemplate)
 			}
 			fmt.Fprintf(&sql, ",\nif(%s, concat('=', hex(%s)), '')", where, output)
 		}
@@ -182,22 +214,28 @@ func (s *tables) hold(c schemas.Class, set *Set, batches []*batch.Batch, ids map
 			cells := strings.Split(line, "\t")
 			row := ids[cells[0]]
 			for i, got := range cells[1:] {
-				h := hit{from + i, row}
-				output, is := want[h]
-				delete(want, h)
+				h := some[i]
+				output, is := want[hit{h.part, row}]
+				delete(want, hit{h.part, row})
 				if is {
 					matched++
 				}
-				r := hunted[h.rule]
 				if is != (got != "") {
-					where, _ := NewSQL(c).Condition(r)
-					s.t.Fatalf("%s row %d: the detector says %v, ClickHouse %v\n%s\n%.4000s\n%s", c, row, is, got != "", r.Condition, where, s.show(c, cells[0]))
+					where, _ := NewSQL(c).Condition(h.rule)
+					s.t.Fatalf("%s row %d: the detector says %v, ClickHouse %v\n%s %v\n%.4000s\n%s", c, row, is, got != "", h.rule.Condition, h.part, where, s.show(c, cells[0]))
 				}
-				if strings.Contains(r.OutputTemplate, "%jevt.obj") { // not in SQL
+				if !is || strings.Contains(h.rule.OutputTemplate, "%jevt.obj") { // not in SQL
 					continue
 				}
-				if text, err := hex.DecodeString(strings.TrimPrefix(got, "=")); err != nil || string(text) != output {
-					s.t.Fatalf("%s row %d: the detector's output is\n%q, ClickHouse's\n%q\n%s\n%s", c, row, output, text, r.OutputTemplate, s.show(c, cells[0]))
+				if got = got[1:]; h.step >= 0 {
+					m, err := h.feed.Match(0, [16]byte{}, strings.Split(got, ","))
+					if err != nil || fed(m) != output {
+						s.t.Fatalf("%s row %d: the detector feeds %v\n%s, ClickHouse\n%s\n%v\n%s", c, row, h.part, output, fed(m), err, s.show(c, cells[0]))
+					}
+					continue
+				}
+				if text, err := hex.DecodeString(got); err != nil || string(text) != output {
+					s.t.Fatalf("%s row %d: the detector's output is\n%q, ClickHouse's\n%q\n%s\n%s", c, row, output, text, h.rule.OutputTemplate, s.show(c, cells[0]))
 				}
 			}
 		}
@@ -363,7 +401,12 @@ func (g *sqlConditions) learn(set *Set) {
 		}
 	}
 	for _, r := range set.Rules() {
-		walk(r.cond)
+		if r.cond != nil {
+			walk(r.cond)
+		}
+		for _, st := range r.Steps() {
+			walk(st.Rule.cond)
+		}
 	}
 }
 
@@ -476,17 +519,32 @@ func (g *sqlConditions) gen(depth int) string {
 // load makes a set of random conditions. Those with what ClickHouse cannot
 // evaluate are left out: TestSQLFields has the list of it.
 func (g *sqlConditions) load(t *testing.T, n int) *Set {
+	type keys struct {
+		By    []string
+		Value []string `yaml:",omitempty"`
+		Learn string
+	}
 	type entry struct {
 		Rule, Desc, Output, Priority, Source, Condition string
-		Warn                                            bool `yaml:"warn_evttypes"`
+		Warn                                            bool  `yaml:"warn_evttypes"`
+		Baseline                                        *keys `yaml:",omitempty"`
 	}
 	entries := make([]entry, n)
 	source := "syscall"
 	if g.class == schemas.Audit {
 		source = "k8s_audit"
 	}
+	var everywhere []string // fields that all events of the source have
+	for _, name := range g.fields {
+		if f := fieldTable[name]; f.classes()&classesOf[source] == classesOf[source] && f.arg == fieldTable["proc.name"].arg {
+			everywhere = append(everywhere, name)
+		}
+	}
 	for i := range entries {
 		entries[i] = entry{Rule: fmt.Sprint("r", i), Desc: "d", Output: "o 100%%'", Priority: "INFO", Source: source, Condition: g.gen(3)}
+		if i%3 == 0 { // a third of them feed a memory
+			entries[i].Baseline = &keys{By: []string{g.pick(everywhere)}, Value: []string{g.pick(everywhere), g.pick(everywhere)}[i%2:], Learn: "1s"}
+		}
 		for range g.rnd.IntN(4) {
 			name := g.pick(g.fields)
 			switch f := fieldTable[name]; {

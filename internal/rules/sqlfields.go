@@ -41,17 +41,29 @@ func (s *SQL) text(o *operand) (sqlValue, bool) {
 
 // output returns the operand as the output of a rule shows it.
 func (s *SQL) output(o *operand) (string, bool) {
+	v, ok := s.shown(o)
+	if v.present == "" {
+		return v.value, ok
+	}
+	return "if(" + v.present + ", " + v.value + ", " + sqlString(notThere) + ")", ok
+}
+
+// shown returns the operand as text with the condition that it is there, which is
+// empty where it always is.
+func (s *SQL) shown(o *operand) (sqlValue, bool) {
 	v, ok := s.text(o)
 	switch {
 	case !ok:
-		return "", false
+		return sqlValue{}, false
 	case o.empty() && o.reader(s.class) != nil:
-		return v.value, true
+		v.present = ""
 	case o.kind == kindList: // one of empty texts is there
 		list, _ := s.operand(o)
-		return "if(empty(" + list.value + "), " + sqlString(notThere) + ", " + v.value + ")", true
+		v.present = "notEmpty(" + list.value + ")"
+	default:
+		v.present = v.value + " != ''"
 	}
-	return "if(" + v.value + " = '', " + sqlString(notThere) + ", " + v.value + ")", true
+	return v, true
 }
 
 // sql returns the operand in class c; false where there is no expression for
