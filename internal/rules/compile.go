@@ -39,7 +39,13 @@ type node struct {
 	rhs     int // what val() reads
 	indexed bool
 	kids    []edge
+	run     []edge // kids as they are evaluated: see merge
 	cost    int
+	// effort is above 0 when the slot's automaton finds the predicate's needles:
+	// the bytes that it reads in the time of one comparison without it. Where not
+	// exact, a value that has a needle is compared yet.
+	effort int
+	exact  bool
 }
 
 // group is rules with a common guard.
@@ -63,7 +69,8 @@ type slot struct {
 	keys   []int // slots of reader.keys
 	// index finds the nodes that compare the slot with a value by =, in or
 	// intersects, so that a distinct value is looked up once for all of them.
-	index map[string][]int32
+	index  map[string][]int32
+	search *automaton // nil: of too few
 }
 
 // compiler builds the program of one class.
@@ -268,11 +275,143 @@ func (p *predicate) isEquality() bool {
 	return !changed
 }
 
+// finish makes the program ready to be evaluated, when all rules are in it.
+func (c *compiler) finish() {
+	c.merge()
+	live := c.live()
+	c.index(live)
+	c.search(live)
+}
+
+// live reports the nodes that the rules' roots lead to: comparisons of rules that
+// the class decides, and those that have been merged, are left behind.
+func (c *compiler) live() []bool {
+	live := make([]bool, len(c.nodes))
+	var walk func(e edge)
+	walk = func(e edge) {
+		if e == edgeTrue || e == edgeFalse || live[e.id()] {
+			return
+		}
+		live[e.id()] = true
+		for _, k := range c.nodes[e.id()].run {
+			walk(k)
+		}
+	}
+	for _, g := range c.groups {
+		walk(g.guard)
+		for _, r := range g.rules {
+			walk(r.root)
+		}
+	}
+	return live
+}
+
+// merge makes one comparison of those of a conjunction that look for texts in one
+// slot and none of which may hold, which is how a disjunction is kept: its rows
+// are then visited once. The kids stay, for those who ask what a rule says.
+func (c *compiler) merge() {
+	for i := range len(c.nodes) {
+		places := make(map[int]int) // slot → place in run
+		var run []edge
+		merged := make(map[int][]*predicate)
+		for _, k := range c.nodes[i].kids {
+			slot, ok := c.merges(k)
+			if !ok {
+				run = append(run, k)
+				continue
+			}
+			if merged[slot] == nil {
+				places[slot] = len(run)
+				run = append(run, k)
+			}
+			merged[slot] = append(merged[slot], c.nodes[k.id()].pred)
+		}
+		for slot, ps := range merged {
+			if len(ps) == 1 {
+				continue
+			}
+			all := make(anyOf, len(ps))
+			key := make([]string, len(ps))
+			for j, p := range ps {
+				all[j], key[j] = p.match, strconv.Itoa(len(p.key))+":"+p.key
+			}
+			p := &predicate{key: "any " + strings.Join(key, " "), operand: ps[0].operand, op: opContains, match: all}
+			first := &c.nodes[run[places[slot]].id()]
+			run[places[slot]] = c.node(p.key, node{pred: p, slot: slot, rhs: -1, cost: first.cost}).not()
+		}
+		c.nodes[i].run = run
+	}
+}
+
+// merges reports whether merge takes the edge, and the slot that it reads.
+// Equality of texts is left to mergeEquals and the index.
+func (c *compiler) merges(k edge) (slot int, ok bool) {
+	n := &c.nodes[k.id()]
+	if !k.isNot() || !n.pred.searches() || n.pred.isEquality() {
+		return 0, false
+	}
+	_, exact := needlesOf(n.pred.match)
+	return n.slot, exact
+}
+
+// searches reports whether the predicate looks for texts in a text or in any one
+// of a list.
+func (p *predicate) searches() bool {
+	return p != nil && p.missing == "" && p.rhs == nil && p.match != nil && !p.all && p.op != opExists &&
+		(p.operand.kind == kindText || p.operand.kind == kindList)
+}
+
+// minNeedles is from how many needles on a slot has an automaton.
+const minNeedles = 4
+
+// search builds the automata.
+func (c *compiler) search(live []bool) {
+	type wanted struct {
+		node    int
+		needles []needle
+		exact   bool
+	}
+	want := make([][]wanted, len(c.slots))
+	count := make([]int, len(c.slots))
+	for i, n := range c.nodes {
+		if !live[i] || n.indexed || !n.pred.searches() {
+			continue
+		}
+		if ns, exact := needlesOf(n.pred.match); len(ns) > 0 {
+			want[n.slot] = append(want[n.slot], wanted{i, ns, exact})
+			count[n.slot] += len(ns)
+		}
+	}
+	room := maxTransitions
+	for slot := range want {
+		if count[slot] < minNeedles {
+			continue
+		}
+		b := newAutomatonBuilder()
+		for _, w := range want[slot] {
+			if !b.fits(w.needles, room) {
+				continue
+			}
+			n := &c.nodes[w.node]
+			n.exact = w.exact
+			for _, x := range w.needles {
+				b.add(w.node, x)
+				n.effort += x.effort()
+			}
+			if _, ok := n.pred.match.(regexMatch); ok {
+				n.effort = effortRegex
+			}
+		}
+		room -= b.transitions()
+		c.slots[slot].search = b.build()
+	}
+}
+
 // index builds the indices of the slots that read a dictionary as it is.
-func (c *compiler) index() {
+func (c *compiler) index(live []bool) {
 	for i := range c.nodes {
 		n := &c.nodes[i]
-		if !n.pred.isEquality() {
+		if !live[i] || !n.pred.isEquality() {
 			continue
 		}
 		sl := &c.slots[n.slot]

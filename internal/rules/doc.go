@@ -6,7 +6,8 @@
 //
 //	ReadPaths ─▶ Load: YAML (yaml.go) ─▶ merged rules, macros, lists (load.go)
 //	          ─▶ syntax tree (parse.go) ─▶ names resolved, types checked (check.go)
-//	          ─▶ one program per event class (compile.go) ─▶ Set
+//	          ─▶ one program per event class (compile.go), texts to look for
+//	             in one automaton per field (automaton.go) ─▶ Set
 //	Set.NewEvaluator ─▶ Evaluator.Eval(batch) ─▶ Match
 //	NewSQL ─▶ SQL.Condition(rule): the same as ClickHouse SQL over stored events (sql.go)
 //

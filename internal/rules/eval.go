@@ -86,7 +86,8 @@ type nodeState struct {
 }
 
 // found has, for an indexed node, the values of its slot that it compares
-// with and that this batch has.
+// with and that this batch has; for one of the slot's automaton, of the values
+// that this has read those in which a needle is.
 type found struct {
 	epoch  uint32
 	values []uint64
@@ -283,7 +284,7 @@ func (s *state) node(id int, need []uint64) []uint64 {
 		s.predicate(id, st, todo)
 		return st.value
 	}
-	for _, k := range n.kids {
+	for _, k := range n.run {
 		v := s.node(k.id(), todo)
 		left = 0
 		if k.isNot() {
@@ -327,11 +328,20 @@ func (s *state) predicate(id int, st *nodeState, todo []uint64) {
 		}
 		s.entries(st, todo, v.idx, v.limit, func(e uint16) bool {
 			t := v.ents[e]
+			if n.effort > 0 && t != "" && s.scanned(n, v, e, len(t)) {
+				return s.has(id, e) && (n.exact || p.match.match(t))
+			}
 			return (t != "" || sl.empty) && p.match.match(t)
 		})
 	case sl.kind == kindList:
 		v := s.list(n.slot, todo)
-		s.entries(st, todo, v.idx, v.limit, func(e uint16) bool { return p.matchList(v.elems[v.spans[e][0]:v.spans[e][1]]) })
+		s.entries(st, todo, v.idx, v.limit, func(e uint16) bool {
+			values := v.elems[v.spans[e][0]:v.spans[e][1]]
+			if n.effort > 0 && s.scanned(n, v, e, sizeOf(values)) {
+				return s.has(id, e) && (n.exact || p.matchList(values))
+			}
+			return p.matchList(values)
+		})
 	case sl.kind == kindIP || sl.kind == kindNet:
 		s.addresses(n, st, todo)
 	default:
@@ -357,6 +367,61 @@ func (s *state) lookup(sl *slot, v *slotState) {
 			f.values[e>>6] |= 1 << (e & 63)
 		}
 	}
+}
+
+// scanned reports whether the slot's automaton has read value e, of size bytes.
+// It reads a value once the comparisons made without it have taken as long as it
+// will: whatever follows, that is at most twice the shorter way.
+func (s *state) scanned(n *node, v *slotState, e uint16, size int) bool {
+	if !v.searched {
+		v.searched = true
+		if cap(v.spent) < v.limit {
+			v.spent = make([]uint16, v.limit)
+		}
+		v.spent = v.spent[:v.limit]
+		clear(v.spent)
+	}
+	if v.spent[e] == spentAll {
+		return true
+	}
+	if spent := int(v.spent[e]) + n.effort; spent < min(size, spentAll) {
+		v.spent[e] = uint16(spent)
+		return false
+	}
+	v.spent[e] = spentAll
+	found := func(id int32) {
+		f := &s.found[id]
+		if f.epoch != s.epoch {
+			f.epoch, f.values = s.epoch, s.bump.take((v.limit+63)/64)
+		}
+		f.values[e>>6] |= 1 << (e & 63)
+	}
+	sl := &s.prog.slots[n.slot]
+	if sl.kind == kindText {
+		sl.search.scan(v.ents[e], found)
+		return true
+	}
+	for _, t := range v.elems[v.spans[e][0]:v.spans[e][1]] {
+		sl.search.scan(t, found)
+	}
+	return true
+}
+
+// spentAll stands in slotState.spent for a value that has been read.
+const spentAll = 1<<16 - 1
+
+// has reports whether value e has been found to have a needle of the node.
+func (s *state) has(id int, e uint16) bool {
+	f := &s.found[id]
+	return f.epoch == s.epoch && f.values[e>>6]>>(e&63)&1 != 0
+}
+
+func sizeOf(values []string) int {
+	n := 0
+	for _, v := range values {
+		n += len(v)
+	}
+	return n
 }
 
 // inSet adds to value the rows of todo whose value is in the set.
@@ -387,9 +452,7 @@ func (s *state) entries(st *nodeState, todo []uint64, idx []uint16, limit int, m
 					st.entValue[e>>6] |= m
 				}
 			}
-			if st.entValue[e>>6]&m != 0 {
-				st.value[w] |= 1 << bit
-			}
+			st.value[w] |= st.entValue[e>>6] >> (e & 63) & 1 << bit
 		}
 	}
 }
@@ -545,12 +608,14 @@ func numbersHold(op operator, a, b int64) bool {
 // these are the distinct values, or what is computed once for rows that agree
 // in the reader's keys, and for each row the number of its value.
 type slotState struct {
-	epoch   uint32
-	known   []uint64 // rows that have been read; nil: all
-	limit   int      // numbers of values are below it
-	indexed bool     // the values have been looked up in the slot's index
-	idx     []uint16
-	own     []uint16 // memory for idx where it is not the batch's
+	epoch    uint32
+	known    []uint64 // rows that have been read; nil: all
+	limit    int      // numbers of values are below it
+	indexed  bool     // the values have been looked up in the slot's index
+	searched bool     // spent is of this batch
+	spent    []uint16 // by value: effort of comparisons without the slot's automaton, or spentAll
+	idx      []uint16
+	own      []uint16 // memory for idx where it is not the batch's
 
 	ents  []string   // text
 	spans [][2]int32 // lists: from, to in elems
@@ -599,7 +664,7 @@ func (t *table) find(key uint64, same func(n int) bool) (number uint16, added bo
 // read one by one.
 func (s *state) begin(v *slotState, computed bool) {
 	v.epoch = s.epoch
-	v.known, v.present, v.indexed = nil, nil, false
+	v.known, v.present, v.indexed, v.searched = nil, nil, false, false
 	v.ents, v.spans, v.elems = v.ents[:0], v.spans[:0], v.elems[:0]
 	if !computed {
 		return
@@ -642,7 +707,22 @@ func (s *state) text(slot int, todo []uint64) *slotState {
 	if !some {
 		return v
 	}
-	var key [4][]uint16
+	key := s.keyed(sl, rows)
+	for w, word := range rows {
+		for ; word != 0; word &= word - 1 {
+			i := w*64 + bits.TrailingZeros64(word)
+			s.row.i = i
+			if !s.fresh(sl, v, &key, uint16(len(v.ents))) {
+				continue
+			}
+			v.ents = append(v.ents, s.readText(sl))
+		}
+	}
+	return v
+}
+
+// keyed returns the numbers of the key columns' values, for rows.
+func (s *state) keyed(sl *slot, rows []uint64) (key [4][]uint16) {
 	for i, k := range sl.keys {
 		if s.prog.slots[k].kind == kindList {
 			key[i] = s.list(k, rows).idx
@@ -650,31 +730,27 @@ func (s *state) text(slot int, todo []uint64) *slotState {
 			key[i] = s.text(k, rows).idx
 		}
 	}
-	keyed := len(sl.keys) > 0 || sl.reader.key != nil
-	for w, word := range rows {
-		for ; word != 0; word &= word - 1 {
-			i := w*64 + bits.TrailingZeros64(word)
-			s.row.i = i
-			if keyed {
-				k := uint64(0)
-				if sl.reader.key != nil {
-					k = sl.reader.key(&s.row)
-				}
-				for j := range sl.keys {
-					k |= uint64(key[j][i]) << (16 * j)
-				}
-				n, added := v.table.find(k, nil)
-				v.idx[i] = n
-				if !added {
-					continue
-				}
-			} else {
-				v.idx[i] = uint16(len(v.ents))
-			}
-			v.ents = append(v.ents, s.readText(sl))
-		}
+	return key
+}
+
+// fresh gives the current row its number of a value, and reports whether that is
+// next: then the value is to be computed.
+func (s *state) fresh(sl *slot, v *slotState, key *[4][]uint16, next uint16) bool {
+	i := s.row.i
+	if len(sl.keys) == 0 && sl.reader.key == nil {
+		v.idx[i] = next
+		return true
 	}
-	return v
+	k := uint64(0)
+	if sl.reader.key != nil {
+		k = sl.reader.key(&s.row)
+	}
+	for j := range sl.keys {
+		k |= uint64(key[j][i]) << (16 * j)
+	}
+	n, added := v.table.find(k, nil)
+	v.idx[i] = n
+	return added
 }
 
 // dictionary takes over a Name column as it is. It returns false for columns
@@ -761,15 +837,18 @@ func (s *state) list(slot int, todo []uint64) *slotState {
 		s.listColumn(v, column, rows)
 		return v
 	}
+	key := s.keyed(sl, rows)
 	for w, word := range rows {
 		for ; word != 0; word &= word - 1 {
 			s.row.i = w*64 + bits.TrailingZeros64(word)
+			if !s.fresh(sl, v, &key, uint16(len(v.spans))) {
+				continue
+			}
 			sl.reader.list(&s.vals, &s.row, sl.arg)
 			from := int32(len(v.elems))
 			for i := range s.vals.len() {
 				v.elems = append(v.elems, s.arena.keep(s.vals.at(i)))
 			}
-			v.idx[s.row.i] = uint16(len(v.spans))
 			v.spans = append(v.spans, [2]int32{from, int32(len(v.elems))})
 		}
 	}

@@ -425,6 +425,9 @@ func TestOrder(t *testing.T) {
 
 // TestNoAllocation holds evaluation to allocate nothing where no rule matches.
 func TestNoAllocation(t *testing.T) {
+	if raceDetector {
+		t.Skip("with the race detector sync.Pool, which regexp keeps its memory in, loses some at random: counted without it only")
+	}
 	set, _, err := rules.Load(pack.Default(), rules.Options{})
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/apache/arrow/go/v16/arrow/array"
+
 	"picket/internal/batch"
 	"picket/schemas"
 )
@@ -118,7 +120,7 @@ type reader struct {
 	list func(l *list, r *row, a *argument)
 
 	// keys are Name and List columns, at most 4: rows that agree in them have
-	// the same text. Without keys every row is computed.
+	// the same text or list. Without keys every row is computed.
 	keys []schemas.FieldID
 	// key does the same as a number.
 	key func(r *row) uint64
@@ -252,7 +254,7 @@ func columnField(name, doc string, id schemas.FieldID) *field {
 		f.readers = nil
 		f.argReaders = []reader{{classes: c.Classes & sourceClasses, text: func(dst []byte, r *row, a *argument) []byte {
 			return mapValue(dst, r, id, a.text)
-		}}}
+		}, key: mapKey(id)}}
 	case schemas.ID:
 		f.kind = kindText
 		f.readers = []reader{{classes: c.Classes & sourceClasses, text: func(dst []byte, r *row, _ *argument) []byte {
@@ -284,6 +286,21 @@ func mapValue(dst []byte, r *row, id schemas.FieldID, key string) []byte {
 		}
 	}
 	return dst
+}
+
+// mapKey is the key of what is read of a Map column: rows that have nothing there,
+// often most, are one.
+func mapKey(id schemas.FieldID) func(r *row) uint64 {
+	return func(r *row) uint64 {
+		c, ok := r.b.Column(id).(*array.Map)
+		if !ok || c.IsNull(r.i) {
+			return 0
+		}
+		if from, to := c.ValueOffsets(r.i); from == to {
+			return 0
+		}
+		return uint64(r.i) + 1
+	}
 }
 
 // missing are fields of Falco that Picket does not provide yet, with the

@@ -843,7 +843,7 @@ func (b *setBuilder) set() *Set {
 	s := &Set{rules: b.out, programs: make([]*program, numClasses)}
 	for i, c := range b.compilers {
 		if len(c.groups) > 0 {
-			c.index()
+			c.finish()
 			s.programs[i] = &c.program
 		}
 	}

@@ -565,9 +565,9 @@ var processFields = []field{
 			}
 			return dst
 		}),
-		argReaders: textOf(processOnly, nil, func(dst []byte, r *row, a *argument) []byte {
+		argReaders: []reader{{classes: processOnly, key: mapKey(schemas.ProcessEnv), text: func(dst []byte, r *row, a *argument) []byte {
 			return mapValue(dst, r, schemas.ProcessEnv, a.text)
-		})},
+		}}}},
 	{name: "proc.exe_ino.ctime_duration_proc_start", kind: kindInt, doc: "Nanoseconds from the last change of the executable's inode to the fork of the process.",
 		readers: number(processOnly, func(r *row, _ *argument) (int64, bool) {
 			ctime := r.int(schemas.ExeCtime)
@@ -724,15 +724,18 @@ func netField(name, doc string, read func(r *row) ([16]byte, bool)) []field {
 	}
 }
 
+// filePaths are the columns of fd.paths.
+var filePaths = keys(schemas.FilePath, schemas.FilePathHost, schemas.FilePathTargetHost, schemas.FilePathLink)
+
 var fdFields = append(append(append(append([]field{
 	{name: "fd.name", doc: "Path of the file or unix socket; client:port->server:port of a connection; address:port of a bind or listen.",
 		readers: append([]reader{column(fileOnly, schemas.FilePath)}, textOf(networkOnly, nil, socketName)...)},
 	{name: "fd.nameraw", doc: "As fd.name: the path as it was given is not kept.",
 		readers: append([]reader{column(fileOnly, schemas.FilePath)}, textOf(networkOnly, nil, socketName)...)},
 	{name: "fd.paths", kind: kindList, anyIn: true, doc: "Every path that an opened or changed file is known to have: fd.name; where the host has it, when a container reached it through a volume, of a rename also the new path there; the watched path of which it is a hard link. A comparison holds when it holds for one of them. A name of Picket's own.",
-		readers: []reader{{classes: fileOnly, list: func(l *list, r *row, _ *argument) {
+		readers: []reader{{classes: fileOnly, keys: filePaths, list: func(l *list, r *row, _ *argument) {
 			l.reset()
-			for _, id := range []schemas.FieldID{schemas.FilePath, schemas.FilePathHost, schemas.FilePathTargetHost, schemas.FilePathLink} {
+			for _, id := range filePaths {
 				if p := r.str(id); p != "" {
 					l.buf = append(l.buf, p...)
 					l.end()

@@ -52,7 +52,7 @@ func (w *whyWalk) edge(e edge) {
 		return
 	}
 	_, holds := w.value(e.id())
-	for _, k := range n.kids {
+	for _, k := range n.run {
 		known, v := w.value(k.id())
 		// A conjunction holds by all its parts, and fails by those that fail:
 		// one that was not decided had no part in it.
