@@ -529,7 +529,7 @@ const maxKeyValue, maxFieldValue = 512, 4096
 func (f Feed) Record() (correlation.Match, bool) {
 	r := &row{b: f.batch, i: f.Row, docs: &docs{}}
 	key, n := render(f.feed.by, r)
-	if n < len(key) {
+	if n < len(key) && !f.feed.keepsAll() {
 		return correlation.Match{}, false
 	}
 	values, n := render(f.feed.value, r)
@@ -539,6 +539,10 @@ func (f Feed) Record() (correlation.Match, bool) {
 	id, _ := f.batch.Bytes16(schemas.EventID, f.Row)
 	return f.feed.match(f.batch.Int(schemas.EventTime, f.Row), id, key, values, f.Fields()), true
 }
+
+// keepsAll reports whether events that lack fields under by count too: to fold
+// alerts must not lose one.
+func (f *feed) keepsAll() bool { return f.def.Kind == correlation.Suppress }
 
 // render returns the operands' values in a row, empty where there is none, and how
 // many there are.

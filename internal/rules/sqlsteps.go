@@ -57,7 +57,7 @@ func (s *SQL) Step(st Step) (cond, cells string, err error) {
 		if !ok {
 			return "", "", &NotInSQL{st.Rule.Name, st.feed.by[i].ref, s.class}
 		}
-		if v.present != "" {
+		if v.present != "" && !st.feed.keepsAll() {
 			conds = append(conds, v.present)
 		}
 	}
