@@ -25,7 +25,7 @@ type needle struct {
 // long the value.
 const (
 	effortPlace    = 2
-	effortContains = 10
+	effortContains = 6
 	effortFold     = 32
 	effortRegex    = spentAll
 )
