@@ -57,6 +57,19 @@ static __always_inline bool is_noise(struct inode *inode, __u32 mode)
 	}
 }
 
+/* Whether a path may be under a watched one, by how it begins. */
+static __always_inline bool may_be_watched(const char *path)
+{
+	__u32 four = *(__u32 *)path * WATCH_HASH >> 27, eight;
+
+	if (!(config.watching >> four & 1))
+		return false;
+	if (config.watching_short >> four & 1)
+		return true;
+	eight = *(__u64 *)path * WATCH_HASH >> 53;
+	return config.beginnings[eight >> 6 & 31] >> (eight & 63) & 1;
+}
+
 /* Whether a walked path is under one of the watched ones (see watch.go for the keys). */
 static __noinline bool is_watched(struct file_scratch *s, struct walk *w)
 {
@@ -64,8 +77,8 @@ static __noinline bool is_watched(struct file_scratch *s, struct walk *w)
 
 	if (pos >= MAX_PATH)
 		return false;
-	/* Most paths begin like none of them: what follows costs as much as half the walk. */
-	if (!(config.watching >> (*(__u32 *)&w->buf[pos] * WATCH_HASH >> 27) & 1))
+	/* Most are not, and what follows costs as much as half the walk. */
+	if (!may_be_watched(&w->buf[pos]))
 		return false;
 	/* With the NUL that follows the path: it ends an exact match. */
 	len = MAX_PATH - pos + 1;

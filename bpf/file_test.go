@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"cmp"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -465,30 +466,41 @@ func TestOpenHardLink(t *testing.T) {
 	}
 }
 
-// TestBeginning: the filter on a path's first bytes passes every path that a watched one stands for.
-func TestBeginning(t *testing.T) {
-	mask := func(watched string) (out uint32) {
-		keys, err := watchKeys(watched)
-		if err != nil {
-			t.Fatal(err)
+// TestBeginnings: the filter on a path's first bytes passes every path that a watched one stands for.
+func TestBeginnings(t *testing.T) {
+	begin := func(watched ...string) (b beginnings) {
+		for _, w := range watched {
+			keys, err := watchKeys(w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, k := range keys {
+				b.add(k)
+			}
 		}
-		for _, k := range keys {
-			out |= beginning(k)
-		}
-		return out
+		return b
 	}
-	// as the kernel sees a walked path: NULs follow it
-	passes := func(mask uint32, path string) bool { return mask&beginning(newWatchKey(path+"\x00\x00\x00")) != 0 }
-	for _, watched := range []string{"/", "/a", "/ab", "/abc", "/abcd", "/etc/ssh"} {
+	// As may_be_watched does it; a walked path is followed by NULs.
+	passes := func(b beginnings, path string) bool {
+		p := append([]byte(path), make([]byte, 8)...)
+		four := binary.LittleEndian.Uint32(p) * watchHash >> 27
+		eight := binary.LittleEndian.Uint64(p) * watchHash >> 53
+		return b.watching>>four&1 != 0 && (b.short>>four&1 != 0 || b.eight[eight>>6]>>(eight&63)&1 != 0)
+	}
+	for _, watched := range []string{"/", "/a", "/ab", "/abc", "/abcd", "/abcde", "/abcdef", "/abcdefg", "/etc/ssh", "/etc/shadow"} {
 		for _, path := range []string{watched, strings.TrimSuffix(watched, "/") + "/x", strings.TrimSuffix(watched, "/") + "/long/name"} {
-			if !passes(mask(watched), path) {
+			if !passes(begin(watched), path) {
 				t.Errorf("watching %s: opens of %s are not looked at", watched, path)
 			}
 		}
 	}
-	for _, path := range []string{"/usr/lib/x", "/tmp/x", "/proc/1/stat", "/opt/x"} {
-		if passes(mask("/etc"), path) {
-			t.Errorf("watching /etc: opens of %s are looked at", path)
+	b := begin("/etc/shadow", "/etc/sudoers", "/etc/kubernetes", "/var/lib/kubelet/pki")
+	for _, path := range []string{"/usr/lib/x", "/tmp/x", "/proc/1/stat", "/opt/x", "/etc/hostname", "/etc/ld.so.cache", "/var/log/x", "/etc/x"} {
+		if passes(b, path) {
+			t.Errorf("opens of %s are looked at", path)
 		}
+	}
+	if b := begin(); b != (beginnings{}) {
+		t.Errorf("nothing watched: %+v", b)
 	}
 }

@@ -553,7 +553,9 @@ const (
 	configHostMntNS   = 40
 	configHostRootDev = 44
 	configUnwanted    = 48
-	configBytes       = 80
+	configBeginnings  = 80
+	configShort       = 336
+	configBytes       = 344
 )
 
 // SetEnvironment sets whether an exec event has the program's environment.

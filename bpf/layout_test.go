@@ -126,7 +126,7 @@ func TestMapLayout(t *testing.T) {
 			"counters": {counterWords * 8, map[string]uint32{
 				"seen": counterSeen * 8, "submitted": counterSubmitted * 8, "ring_full": counterRingFull * 8,
 				"filtered": counterFiltered * 8, "threads": counterThreads * 8, "limited": counterLimited * 8, "errors": counterErrors * 8}},
-			"config": {configBytes, map[string]uint32{"watching": configWatching, "stopped": configStopped, "environment": configEnvironment, "share": configShare, "ignoring": configIgnoring, "generation": configGeneration, "host_mnt_ns": configHostMntNS, "host_root_dev": configHostRootDev, "unwanted": configUnwanted}},
+			"config": {configBytes, map[string]uint32{"watching": configWatching, "stopped": configStopped, "environment": configEnvironment, "share": configShare, "ignoring": configIgnoring, "generation": configGeneration, "host_mnt_ns": configHostMntNS, "host_root_dev": configHostRootDev, "unwanted": configUnwanted, "beginnings": configBeginnings, "watching_short": configShort}},
 		} {
 			var c *btf.Struct
 			if err := spec.Types.TypeByName(name, &c); err != nil {

@@ -52,13 +52,24 @@ func newWatchKey(p string) watchKey {
 	return k
 }
 
-// beginning is the bit of config.watching that stands for what the key's paths begin with; all bits where the key is
-// shorter than what is hashed.
-func beginning(k watchKey) uint32 {
-	if k.PrefixBits < 32 {
-		return math.MaxUint32
+// beginnings say what watched paths begin with, so that the kernel looks up few others: see may_be_watched in file.h.
+type beginnings struct {
+	watching, short uint32
+	eight           [32]uint64
+}
+
+func (s *beginnings) add(k watchKey) {
+	four := uint32(math.MaxUint32) // shorter than what is hashed
+	if k.PrefixBits >= 32 {
+		four = 1 << (binary.LittleEndian.Uint32(k.Path[:]) * watchHash >> 27)
 	}
-	return 1 << (binary.LittleEndian.Uint32(k.Path[:]) * watchHash >> 27)
+	s.watching |= four
+	if k.PrefixBits < 64 {
+		s.short |= four
+		return
+	}
+	n := binary.LittleEndian.Uint64(k.Path[:]) * watchHash >> 53
+	s.eight[n>>6] |= 1 << (n & 63)
 }
 
 // SetWatchedPaths replaces the set of paths under which opening a file for reading is an event too: files
@@ -111,11 +122,15 @@ func (k *Kernel) SetWatchedPaths(paths []string) error {
 			return fmt.Errorf("watching a path: %w", err)
 		}
 	}
-	watching := uint32(0)
+	var begin beginnings
 	for key := range want {
-		watching |= beginning(key)
+		begin.add(key)
 	}
-	if err := k.set(configWatching, watching); err != nil {
+	for i, bits := range begin.eight {
+		binary.LittleEndian.PutUint64(k.config[configBeginnings+8*i:], bits)
+	}
+	binary.LittleEndian.PutUint32(k.config[configShort:], begin.short)
+	if err := k.set(configWatching, begin.watching); err != nil {
 		return err
 	}
 	if err := deleteWatches(watches, stale); err != nil {

@@ -22,7 +22,7 @@ enum layout {
 	MAX_DNS = 4096, /* bytes of a DNS message, or of a segment with some, carried */
 	PROGRAM_BYTES = 256, /* of the path of an ignored program, with the NUL that ends it */
 	WATCH_BYTES = 256, /* bytes of a watched path that are compared */
-	WATCH_HASH = 0x1e3779b1, /* times the first four bytes of a path: five bits at the top that tell them apart */
+	WATCH_HASH = 0x1e3779b1, /* times the first bytes of a path: the product's top bits tell them apart */
 };
 
 /* The index of a class is part of the layout: counters and ledger are arrays over (cpu, class). */

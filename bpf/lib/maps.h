@@ -110,6 +110,10 @@ struct config {
 	__u32 host_mnt_ns; /* the host's mount namespace; 0: not known */
 	__u32 host_root_dev; /* of its root directory's file system, as in s_dev; 0: that is not mounted there as a whole */
 	__u64 unwanted[4]; /* bit n: events of enum call n are not wanted: they are not looked at, and not counted */
+	/* Bit n: some watched path begins with eight bytes whose hash is n ... */
+	__u64 beginnings[32];
+	__u32 watching_short; /* ... or with fewer than eight, and its first four have the hash n, as in watching */
+	__u32 pad;
 } config SEC(".data.config");
 
 static __always_inline struct counters *counters_of(__u32 cpu, enum event_class class)
