@@ -60,6 +60,14 @@ func report(in io.Reader, out io.Writer) (failed bool) {
 				leftOut = append(leftOut, e.Package+" "+e.Test+": "+reason(text.String()))
 			case "fail":
 				failed = true
+				if e.Test == "" { // what ran when it crashed has no verdict
+					for k, unfinished := range printed {
+						if k[0] == e.Package && k[1] != "" {
+							fmt.Fprint(out, unfinished.String())
+							delete(printed, k)
+						}
+					}
+				}
 				fmt.Fprint(out, text.String())
 			case "pass":
 				if e.Test == "" {

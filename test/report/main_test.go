@@ -30,6 +30,11 @@ func TestReport(t *testing.T) {
 		{"ended", `{"Action":"output","Package":"a","Output":"killed\n"}
 {"Action":"pass","Package":"b"}
 `, true, []string{"a ended without a result:\nkilled\n"}},
+		{"crashed in a test", `{"Action":"output","Package":"a","Test":"T","Output":"goroutine 1\n"}
+{"Action":"output","Package":"a","Output":"FAIL\ta\n"}
+{"Action":"fail","Package":"a"}
+{"Action":"pass","Package":"b"}
+`, true, []string{"goroutine 1\nFAIL\ta\n"}},
 		{"nothing", "", true, nil},
 		{"no test's", "go: cannot find main module\n", true, []string{"go: cannot find main module\n"}},
 	} {
