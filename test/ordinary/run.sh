@@ -14,16 +14,27 @@ pids=()
 
 finish() {
 	local pid d
-	for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-	for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-	[ -f "$work/db/postmaster.pid" ] && runuser -u postgres -- "$pg/pg_ctl" -D "$work/db" -m fast -w stop >/dev/null || true
-	if [ -d "$work/runc" ]; then
-		for d in "$work"/runc/*/; do [ -d "$d" ] && runc --root "$work/runc" delete --force "$(basename "$d")" || true; done
-	fi
-	for d in /sys/fs/cgroup/"$cgroup" /sys/fs/cgroup/*/"$cgroup"; do
-		[ -d "$d" ] && find "$d" -depth -type d -exec rmdir {} + 2>/dev/null || true
+	set +e # one thing that cannot be cleaned must not keep the others: each is told
+	for pid in "${pids[@]}"; do
+		if kill -0 "$pid" 2>/dev/null; then # most have ended by themselves
+			kill "$pid"
+			wait "$pid"
+		fi
 	done
-	rm -rf "$work"
+	if [ -f "$work/db/postmaster.pid" ]; then
+		runuser -u postgres -- "$pg/pg_ctl" -D "$work/db" -m fast -w stop >/dev/null || say "PostgreSQL in $work/db was not stopped"
+	fi
+	for d in "$work"/runc/*/; do
+		if [ -d "$d" ]; then
+			runc --root "$work/runc" delete --force "$(basename "$d")" || say "container $(basename "$d") was not deleted"
+		fi
+	done
+	for d in /sys/fs/cgroup/"$cgroup" /sys/fs/cgroup/*/"$cgroup"; do
+		if [ -d "$d" ]; then
+			find "$d" -depth -type d -exec rmdir {} + || say "cgroup $d was not removed"
+		fi
+	done
+	rm -rf "$work" || say "$work was not removed"
 }
 trap finish EXIT
 say() { echo "ordinary work: $* ($SECONDS s)" >&2; }
@@ -33,10 +44,10 @@ packages() {
 	export DEBIAN_FRONTEND=noninteractive
 	# Small ones, with and without scripts of their own, users, triggers and shared libraries.
 	local p=(tzdata netbase adduser sed gzip hostname debianutils sensible-utils)
-	apt-get update -qq >/dev/null 2>&1 || say "apt-get update failed; the recording has what it did"
-	apt-get install -y -qq --reinstall --no-install-recommends "${p[@]}" >/dev/null 2>&1 || say "apt-get install failed; the recording has what it did"
+	apt-get update -qq >/dev/null
+	apt-get install -y -qq --reinstall --no-install-recommends "${p[@]}" >/dev/null 2>"$work/apt" || { cat "$work/apt" >&2; exit 1; }
 	dpkg -l >/dev/null
-	dpkg --verify "${p[@]}" >/dev/null || true
+	dpkg --verify "${p[@]}" >/dev/null || say "some files of the packages were changed on this machine (dpkg --verify)"
 	apt-cache search compiler >/dev/null
 	mkdir "$work/deb"
 	(cd "$work/deb" && dpkg-query -L netbase >/dev/null && mkdir -p local/DEBIAN local/usr/share/ordinary && echo hello >local/usr/share/ordinary/file &&
@@ -180,7 +191,7 @@ CONF
 	kill -HUP "$server"
 	sleep 0.3
 	kill -QUIT "$server"
-	wait "$server" || true
+	wait "$server" || { say "nginx ended with $?"; exit 1; }
 }
 
 # bundle ID COMMAND: a container with busybox as the kubelet would have it made.
