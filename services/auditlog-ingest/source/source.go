@@ -1,20 +1,21 @@
 // Package source is what the places that audit records come from have in
-// common. Each is a folder beside this one: webhook, file.
+// common. Each is a folder beside this one: webhook, file, eks, gke, aks.
 package source
 
 import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"picket/services/auditlog-ingest/record"
 )
 
-// Source is one place that a cluster's audit records come from: a web hook's
-// port, a log file; later a log group, a subscription, one partition of an
-// event hub. Records of one source are published in their order.
+// Source is one place that audit records come from: a web hook's port, a log
+// file, a log group, a subscription, one partition of an event hub, one
+// container of blobs. Records of one source are published in their order.
 type Source interface {
-	// Name is unique among the sources of a cluster: it becomes the column
+	// Name is unique among the sources of an ingester: it becomes the column
 	// node and a part of the subject.
 	Name() string
 	// Kind becomes the column audit_source.
@@ -26,9 +27,32 @@ type Source interface {
 	Run(ctx context.Context, sink Sink) error
 }
 
+// Provider is a place that several ingesters may read, but one at a time for
+// each of its sources: a log group, a subscription, a partition of an event
+// hub. What webhook and file read is on this host and no Provider.
+type Provider interface {
+	// Name is unique among the providers of an ingester.
+	Name() string
+	// Sources asks the cloud what there is to read now. It is called at the
+	// start and again every few minutes; the same place has the same Name each
+	// time. Run of a returned Source is called only by the ingester that owns
+	// it, and its ctx ends when another may take it over. A Source is Run at
+	// most once.
+	Sources(ctx context.Context) ([]Source, error)
+}
+
 // Record is one audit record as it was found.
 type Record struct {
 	record.Item
+	// Cluster is whose record it is, if the source has several clusters'
+	// records; empty: the source's own.
+	Cluster string
+	// CloudID is the cloud's own id of the record, if it gives one: the column
+	// audit_cloud_id.
+	CloudID string
+	// Arrived is when the cloud had the record, if it says so: lag behind it
+	// is ours, from the event to it the cloud's.
+	Arrived time.Time
 	// From and At say where it was found, for people: a file and the offset
 	// in it, an address and the number in its list.
 	From string
