@@ -31,6 +31,22 @@ func DefaultLimits() Limits {
 	return Limits{Replicas: 1, RawBytes: 1 << 30, EventsAge: 24 * time.Hour, EventsBytes: 4 << 30, MatchBytes: 1 << 30, AlertsBytes: 1 << 30, DeadBytes: 256 << 20}
 }
 
+// Bytes is what the streams may take together, each copy.
+func (l Limits) Bytes() int64 {
+	return l.RawBytes + l.EventsBytes + l.MatchBytes + l.AlertsBytes + l.DeadBytes
+}
+
+// Within returns limits whose Bytes are at most max, each stream made smaller
+// by the same factor.
+func (l Limits) Within(max int64) Limits {
+	if all := l.Bytes(); all > max {
+		for _, b := range []*int64{&l.RawBytes, &l.EventsBytes, &l.MatchBytes, &l.AlertsBytes, &l.DeadBytes} {
+			*b = int64(float64(*b) * float64(max) / float64(all))
+		}
+	}
+	return l
+}
+
 func streams(l Limits) []jetstream.StreamConfig {
 	base := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: l.Replicas, Duplicates: schemas.DuplicatesWindow, Compression: jetstream.S2Compression}
 	raw, events, match, alerts, dead := base, base, base, base, base
@@ -106,11 +122,18 @@ func buckets(l Limits) []jetstream.KeyValueConfig {
 	}
 }
 
+// errCodeNoStorage is the server's JSStorageResourcesExceededErr.
+const errCodeNoStorage jetstream.ErrorCode = 10047
+
 // Migrate creates streams, durable consumers and buckets, or brings existing
 // ones to the wanted configuration. It may be repeated.
 func (b *Bus) Migrate(ctx context.Context, l Limits) error {
 	for _, s := range streams(l) {
-		if _, err := b.JS.CreateOrUpdateStream(ctx, s); err != nil {
+		_, err := b.JS.CreateOrUpdateStream(ctx, s)
+		if api := (*jetstream.APIError)(nil); errors.As(err, &api) && api.ErrorCode == errCodeNoStorage {
+			return fmt.Errorf("stream %s: the streams ask NATS for %.1f GB of disk, and it may not take so much: free disk where it keeps its files, raise its max_file_store, or ask for less (picket migrate --raw-bytes, --events-bytes): %w", s.Name, float64(l.Bytes())/1e9, err)
+		}
+		if err != nil {
 			return fmt.Errorf("stream %s: %w", s.Name, err)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
+	"golang.org/x/sys/unix"
 
 	"picket/schemas"
 )
@@ -29,7 +30,7 @@ type Options struct {
 	// Listen is host:port; port 0 takes a free one.
 	Listen string
 	// MaxStore bounds JetStream's disk use, bytes; 0 is three quarters of
-	// the free disk.
+	// the disk that is free or JetStream's already.
 	MaxStore int64
 	// Cluster and Node bind the sensor's and the ingester's credentials;
 	// empty means any.
@@ -63,6 +64,13 @@ func Start(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nats credentials in %s: %w", o.Dir, err)
 	}
+	store := filepath.Join(o.Dir, "jetstream")
+	if o.MaxStore == 0 {
+		// The server's own default counts what it has stored as gone, and would shrink with each start.
+		if o.MaxStore, err = room(store); err != nil {
+			return nil, fmt.Errorf("disk of %s: %w", store, err)
+		}
+	}
 	resolver := &server.MemAccResolver{}
 	for pub, token := range auth.accounts {
 		if err := resolver.Store(pub, token); err != nil {
@@ -71,7 +79,7 @@ func Start(o Options) (*Server, error) {
 	}
 	ns, err := server.NewServer(&server.Options{
 		ServerName: "picket", Host: host, Port: port,
-		JetStream: true, StoreDir: filepath.Join(o.Dir, "jetstream"), JetStreamMaxStore: o.MaxStore,
+		JetStream: true, StoreDir: store, JetStreamMaxStore: o.MaxStore,
 		TrustedOperators: []*jwt.OperatorClaims{operator}, AccountResolver: resolver, SystemAccount: auth.system,
 		NoSigs: true, NoLog: true, MaxPayload: 1 << 20,
 	})
@@ -85,6 +93,33 @@ func Start(o Options) (*Server, error) {
 	}
 	return &Server{ns: ns, dir: o.Dir}, nil
 }
+
+// room returns three quarters of the bytes that are free on the disk of dir or
+// taken by it.
+func room(dir string) (int64, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return 0, err
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return 0, err
+	}
+	bytes := int64(fs.Bavail) * fs.Bsize
+	err := filepath.WalkDir(dir, func(_ string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			bytes += info.Size()
+		}
+		return err
+	})
+	return bytes / 4 * 3, err
+}
+
+// MaxStore returns the bound of JetStream's disk use, bytes.
+func (s *Server) MaxStore() int64 { return s.ns.JetStreamConfig().MaxStore }
 
 // URL returns the address to connect to.
 func (s *Server) URL() string { return s.ns.ClientURL() }

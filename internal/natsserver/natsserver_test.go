@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,5 +88,56 @@ func TestStartErrors(t *testing.T) {
 		if _, err := natsserver.Start(natsserver.Options{Dir: t.TempDir(), Listen: listen}); err == nil {
 			t.Errorf("started on %q", listen)
 		}
+	}
+}
+
+// What JetStream has stored stays its own: a server does not offer less each
+// time it starts. The streams fit into what it offers, however little.
+func TestMaxStore(t *testing.T) {
+	dir := t.TempDir()
+	start := func(max int64) *natsserver.Server {
+		t.Helper()
+		s, err := natsserver.Start(natsserver.Options{Dir: dir, Listen: "127.0.0.1:0", MaxStore: max})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := start(0)
+	before := s.MaxStore()
+	s.Stop()
+	// A hole, which takes no disk: what others write meanwhile cannot hide it.
+	const stored = 1 << 43
+	name := filepath.Join(dir, "jetstream", "stored")
+	if err := os.WriteFile(name, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(name, stored); err != nil {
+		t.Fatal(err)
+	}
+	s = start(0)
+	after := s.MaxStore()
+	s.Stop()
+	if before <= 0 || after-before < stored/2 {
+		t.Errorf("at most %d bytes, and %d once %d are stored", before, after, int64(stored))
+	}
+
+	const little = 1 << 30
+	s = start(little)
+	defer s.Stop()
+	b, err := bus.Connect(bus.Config{URL: s.URL(), CredentialsFile: s.Credentials(schemas.ServiceAdmin)}, schemas.ServiceAdmin, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if err := b.Migrate(t.Context(), bus.DefaultLimits()); err == nil || !strings.Contains(err.Error(), "max_file_store") {
+		t.Errorf("streams larger than the disk: %v, want the remedy", err)
+	}
+	limits := bus.DefaultLimits().Within(s.MaxStore())
+	if limits.Bytes() > little || limits.Bytes() < little-8 {
+		t.Errorf("limits within %d are %+v", little, limits)
+	}
+	if err := b.Migrate(t.Context(), limits); err != nil {
+		t.Error(err)
 	}
 }

@@ -186,7 +186,12 @@ func Start(ctx context.Context, o Options) (_ *Stack, err error) {
 	if s.admin, err = bus.Connect(s.natsConfig(schemas.ServiceAdmin), schemas.ServiceAdmin, upLog); err != nil {
 		return nil, err
 	}
-	if err := s.admin.Migrate(ctx, bus.DefaultLimits()); err != nil {
+	limits := bus.DefaultLimits()
+	if all, room := limits.Bytes(), s.nats.MaxStore(); all > room {
+		limits = limits.Within(room)
+		o.Progress(fmt.Sprintf("disk         little is free: streams hold at most %.1f GB instead of %.1f GB", float64(room)/1e9, float64(all)/1e9))
+	}
+	if err := s.admin.Migrate(ctx, limits); err != nil {
 		return nil, err
 	}
 	if err := MigrateStore(ctx, chConfig, upLog); err != nil {

@@ -86,8 +86,8 @@ func run(ctx context.Context, o options, w io.Writer) (err error) {
 			return err
 		}
 	}
-	// Room for all of it: nobody takes from the stream until it is checked.
-	nats, err := rig.StartNATS(ctx, filepath.Join(dir, "nats"), 16<<30)
+	// Room for all of it, four times over: nobody takes from the stream until it is checked.
+	nats, err := rig.StartNATS(ctx, filepath.Join(dir, "nats"), 512<<20+int64(o.rate)*400*int64((2*o.lead+3*o.outage)/time.Second))
 	if err != nil {
 		return err
 	}

@@ -194,7 +194,7 @@ func StartNATS(ctx context.Context, dir string, rawBytes int64) (*NATS, error) {
 	if err := s.Start(ctx); err != nil {
 		return nil, err
 	}
-	limits := bus.DefaultLimits()
+	limits := bus.DefaultLimits().Within(1 << 30) // nothing else is stored
 	limits.RawBytes = rawBytes
 	if err := s.Admin.Migrate(ctx, limits); err != nil {
 		return nil, errors.Join(err, s.Stop())
