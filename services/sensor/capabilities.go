@@ -64,7 +64,9 @@ func dropCapabilities() error {
 	}
 	keep := have[0].Permitted & kept
 	data := [2]unix.CapUserData{{Effective: keep, Permitted: keep}}
-	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0); errno != 0 {
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0); errno == syscall.ENOTSUP {
+		return fmt.Errorf("giving up capabilities: this binary was built with cgo, which knows threads that Go does not: build it with CGO_ENABLED=0, as make build does, or set drop_capabilities: false")
+	} else if errno != 0 {
 		return fmt.Errorf("giving up capabilities: %w", errno)
 	}
 	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
