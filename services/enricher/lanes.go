@@ -114,7 +114,7 @@ func (s *server) addReceived(class schemas.Class, rows uint64) {
 // as lost, once the dead letter is stored. It returns what to settle the
 // message with.
 func (s *server) setAside(m taken, cause error) error {
-	s.rt.Log.Error("message set aside on the dead-letter stream", "subject", m.Subject(), "sequence", m.Sequence, "reason", fault.Reason(cause), "error", cause)
+	s.seldom.Error("message set aside on the dead-letter stream", "subject", m.Subject(), "sequence", m.Sequence, "reason", fault.Reason(cause), "error", cause)
 	letter := bus.DeadLetter{Subject: m.Subject(), Stream: m.Stream, Sequence: m.Sequence, Cause: cause}
 	if err := s.rt.Bus.DeadLetter(context.Background(), m.Data(), letter); err != nil {
 		return err
@@ -190,10 +190,10 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 	}
 	if n := e.last.overwritten; n > 0 {
 		s.metrics.overwritten.WithLabelValues(class.String()).Add(float64(n))
-		s.warn("events name another cluster or node than their publisher's credentials; the names were replaced. Check cluster and node in the configuration of that sensor", "subject", m.Subject(), "names", n)
+		s.seldom.Warn("events name another cluster or node than their publisher's credentials; the names were replaced. Check cluster and node in the configuration of that sensor", "subject", m.Subject(), "names", n)
 	}
 	if n := e.last.outcomes[outcomeForeignNode]; n > 0 {
-		s.warn("events of pods that run on another node than the sensor's; they stay unresolved. Check node in the configuration of that sensor: it must be the node's name in Kubernetes", "subject", m.Subject(), "events", n)
+		s.seldom.Warn("events of pods that run on another node than the sensor's; they stay unresolved. Check node in the configuration of that sensor: it must be the node's name in Kubernetes", "subject", m.Subject(), "events", n)
 	}
 	return parts, nil
 }

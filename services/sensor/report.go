@@ -176,7 +176,7 @@ func (s *sensor) crowded(class bpf.Class, limited uint64) {
 		if subject == "" {
 			subject = "host"
 		}
-		s.log.Warn("a container makes more events than there is room for; some are left out", "class", class.String(), "container", subject, "pod", c.PodUID, "events", n)
+		s.seldom.Warn("a container makes more events than there is room for; some are left out", "class", class.String(), "container", subject, "pod", c.PodUID, "events", n)
 		s.health.LostOf(class.String(), schemas.LossRateLimited, subject, n)
 	}
 	s.health.Lost(class.String(), schemas.LossRateLimited, left)
@@ -196,7 +196,7 @@ func (s *sensor) emptied(class bpf.Class, submitted uint64) {
 	}
 	n := then - read
 	s.unread[class].Add(n)
-	s.log.Error("somebody else read from the sensor's ring buffer in the kernel: what was taken is lost", "class", class.String(), "events", n)
+	s.log.Error("somebody else took events from the sensor's ring buffer in the kernel: they are lost", "class", class.String(), "events", n)
 	s.health.Lost(class.String(), schemas.LossRingEmptied, n)
 }
 

@@ -28,6 +28,7 @@ import (
 	"picket/bpf"
 	"picket/internal/health"
 	"picket/internal/outbox"
+	"picket/internal/seldom"
 	"picket/internal/service"
 	"picket/schemas"
 	"picket/services/sensor/containerid"
@@ -115,6 +116,7 @@ func Record(ctx context.Context, cfg Config, box Outbox, watching func(), log *s
 type sensor struct {
 	cfg     Config
 	log     *slog.Logger
+	seldom  *seldom.Logger
 	box     Outbox
 	kernel  *bpf.Kernel
 	tree    *proctree.Tree
@@ -196,7 +198,7 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 		return nil, fmt.Errorf("boot id: %w", err)
 	}
 	s := &sensor{
-		cfg: cfg, log: log, box: box, bootID: strings.TrimSpace(string(boot)),
+		cfg: cfg, log: log, seldom: seldom.New(log), box: box, bootID: strings.TrimSpace(string(boot)),
 		tree: proctree.New(), runtimes: containerid.NewRuntimes(), limitedBy: map[limitedCgroup]uint64{},
 		users: passwd.Open(hostFile("/etc/passwd")), groups: passwd.Open(hostFile("/etc/group")),
 		health:  health.New("sensor", cfg.Cluster, cfg.Node, box.RunID(), log, reg),
