@@ -173,6 +173,10 @@ func (r *Reader) Read(ev *Event) error {
 			}
 			// All numbers of one record were given out at once: they are on one side of the takeover.
 			if h := &ev.Header; int64(h.CPU) < int64(len(r.atTake)) && h.Seq <= r.atTake[h.CPU] {
+				if h.Seq != 0 && h.Seq <= r.handedOn[h.CPU] {
+					r.told = ErrRingMoved // back, while no sensor ran
+					continue
+				}
 				r.found[h.CPU] += ev.Count()
 			}
 			return nil

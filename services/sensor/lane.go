@@ -108,9 +108,7 @@ func (l *lane) run(stopping <-chan struct{}) error {
 		}
 		err := l.r.Read(&l.ev)
 		if err == nil {
-			l.s.taken[l.r.Class()].Add(l.ev.Count())
-		} else if errors.Is(err, bpf.ErrBadRecord) {
-			l.s.taken[l.r.Class()].Add(1)
+			l.took(l.ev.Count())
 		}
 		if l.fresh == 0 || l.r.Emptied() {
 			l.now, l.fresh = time.Now(), clockEvery
@@ -123,6 +121,9 @@ func (l *lane) run(stopping <-chan struct{}) error {
 				l.fresh = 0 // the next event may be long in coming
 			}
 		case errors.Is(err, bpf.ErrBadRecord):
+			l.took(1)
+			// Lost for good, and reported: a crash must not count it again.
+			l.s.kernel.Ledger().Add(l.ev.Header.CPU, l.r.Class(), 1)
 			l.s.health.Lost(l.class.String(), schemas.LossDecode, 1)
 			l.seldom.Error("kernel record refused", "class", l.class.String(), "error", err)
 			continue
@@ -174,6 +175,13 @@ func (l *lane) tampered(err error) {
 	}
 }
 
+// took counts events that were read.
+func (l *lane) took(n uint64) {
+	if byCPU, cpu := l.s.taken[l.r.Class()], l.ev.Header.CPU; int64(cpu) < int64(len(byCPU)) {
+		byCPU[cpu].Add(n)
+	}
+}
+
 // wait sets when Read gives up.
 func (l *lane) wait(until time.Time) { l.r.SetDeadline(until) }
 
@@ -192,7 +200,7 @@ func (l *lane) settleLoss() {
 	defer func() { l.s.settled[l.r.Class()].Store(true) }()
 	for cpu, lost := range byCPU {
 		// Of what the kernel ever submitted, this run will never read these.
-		l.s.unread[l.r.Class()].Add(lost + l.r.HandedOn(uint32(cpu)))
+		l.s.unread[l.r.Class()][cpu].Add(lost + l.r.HandedOn(uint32(cpu)))
 		n += lost - l.s.late[l.r.Class()][cpu]
 		// Lost for good, and reported: a later crash must not count it again.
 		l.s.kernel.Ledger().Add(uint32(cpu), l.r.Class(), lost-l.s.late[l.r.Class()][cpu])

@@ -133,10 +133,7 @@ func (s *sensor) account(last bool) {
 		if bpf.Class(i) == bpf.ClassProcess {
 			count(counterThreads, t.Threads)
 		}
-		if last {
-			s.submitted[i] = t.Submitted
-		}
-		s.emptied(bpf.Class(i), t.Submitted)
+		s.emptied(bpf.Class(i), counters, last)
 		s.crowded(bpf.Class(i), t.Limited)
 		s.health.Lost(class, schemas.LossRingFull, t.RingFull-s.ringFull[i])
 		s.ringFull[i], told.RingFull[i], told.Limited[i] = t.RingFull, t.RingFull, t.Limited
@@ -182,22 +179,33 @@ func (s *sensor) crowded(class bpf.Class, limited uint64) {
 	s.health.Lost(class.String(), schemas.LossRateLimited, left)
 }
 
-// emptied reports events that were in a ring at the last report, are no longer
-// there, and were not read by this sensor: somebody else took them.
-func (s *sensor) emptied(class bpf.Class, submitted uint64) {
-	then := s.submitted[class]
-	s.submitted[class] = submitted
-	if !s.settled[class].Load() || s.kernel.Readers()[class].Available() > 0 {
+// emptied reports events that were in a ring at the last report (at this one, if
+// it is the last), are no longer there, and were not read by this sensor:
+// somebody else took them, or had them written over.
+func (s *sensor) emptied(class bpf.Class, counters []bpf.ClassCounters, last bool) {
+	settled := s.settled[class].Load() && s.kernel.Readers()[class].Available() == 0
+	var lost uint64
+	for _, c := range counters {
+		if c.Class != class {
+			continue
+		}
+		then := s.submitted[class][c.CPU]
+		s.submitted[class][c.CPU] = c.Submitted
+		if last {
+			then = c.Submitted
+		}
+		if read := s.taken[class][c.CPU].Load() + s.unread[class][c.CPU].Load(); settled && then > read {
+			s.unread[class][c.CPU].Add(then - read)
+			// Lost for good, and reported: a crash must not count it again.
+			s.kernel.Ledger().Add(c.CPU, class, then-read)
+			lost += then - read
+		}
+	}
+	if lost == 0 {
 		return
 	}
-	read := s.taken[class].Load() + s.unread[class].Load()
-	if then <= read {
-		return
-	}
-	n := then - read
-	s.unread[class].Add(n)
-	s.log.Error("somebody else took events from the sensor's ring buffer in the kernel: they are lost", "class", class.String(), "events", n)
-	s.health.Lost(class.String(), schemas.LossRingEmptied, n)
+	s.seldom.Error("somebody else took events from the sensor's ring buffer in the kernel: they are lost", "class", class.String(), "events", lost)
+	s.health.Lost(class.String(), schemas.LossRingEmptied, lost)
 }
 
 // The reported losses are kept in a file beside the spool, and in the note of

@@ -152,12 +152,12 @@ type sensor struct {
 	// spooled counts, per class, the events that this run's outbox has taken:
 	// they will be published.
 	spooled [bpf.NumClasses]atomic.Uint64
-	// taken counts, per class, the records read from the ring; unread those that
-	// were submitted before this run and that it will never read. Both are
+	// taken counts, per class and CPU, the events read from the ring; unread those
+	// that were submitted and that this run will never read. Both are
 	// compared with what the kernel submitted, when settled is true: see emptied.
-	taken, unread [bpf.NumClasses]atomic.Uint64
+	taken, unread [bpf.NumClasses][]atomic.Uint64
 	settled       [bpf.NumClasses]atomic.Bool
-	submitted     [bpf.NumClasses]uint64 // at the last report
+	submitted     [bpf.NumClasses][]uint64 // at the last report
 	// ringFull has, per class, what was reported as lost by a full ring since
 	// the programs were loaded, by this run and those before it.
 	ringFull [bpf.NumClasses]uint64
@@ -246,6 +246,8 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	s.syncClock()
 	for c := range s.handled {
 		s.handled[c].last = make([]atomic.Uint64, s.kernel.CPUs())
+		s.taken[c], s.unread[c] = make([]atomic.Uint64, s.kernel.CPUs()), make([]atomic.Uint64, s.kernel.CPUs())
+		s.submitted[c] = make([]uint64, s.kernel.CPUs())
 	}
 	if err := s.takeUp(notes); err != nil {
 		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
