@@ -165,11 +165,14 @@ func keep(ev *Event) {
 	}
 }
 
+// available is how many bytes are in a ring and not given back.
+func available(r *Reader) uint64 { return r.Written() - r.Released() }
+
 // finish reads all that is left of a detached kernel part, and ends the readers.
 func (c *collector) finish(t *testing.T) {
 	t.Helper()
 	for _, r := range c.k.Readers() {
-		for r.Available() > 0 {
+		for available(r) > 0 {
 			time.Sleep(time.Millisecond)
 		}
 	}

@@ -107,7 +107,7 @@ func drain(t *testing.T, k *Kernel) map[cell][]uint64 {
 			}
 		}
 		r.SetDeadline(time.Time{})
-		if n := r.Available(); n != 0 {
+		if n := available(r); n != 0 {
 			t.Errorf("class %s: %d bytes left", r.Class(), n)
 		}
 	}
@@ -293,7 +293,7 @@ func TestTakeover(t *testing.T) {
 		t.Fatal("the killed sensor's pins were not taken up")
 	}
 	for _, r := range k.Readers() {
-		if r.Available() == 0 {
+		if available(r) == 0 {
 			t.Errorf("class %s: nothing in the ring: the storm was over too soon", r.Class())
 		}
 	}
@@ -466,7 +466,7 @@ func TestKeep(t *testing.T) {
 	if _, err := os.Stat(filepath.Join("/sys/fs/bpf/picket", o.Instance)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the pin directory is still there: %v", err)
 	}
-	if k.Readers()[0].Available() != 0 {
+	if available(k.Readers()[0]) != 0 {
 		t.Error("a closed reader has something available")
 	}
 	if err := k.SetWatchedPaths(nil); !errors.Is(err, os.ErrClosed) {

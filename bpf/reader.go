@@ -19,7 +19,7 @@ import (
 // adds to an event's latency.
 const pause = 10 * time.Millisecond
 
-// Reader reads one class's events. Read, Release, Position, Written and Lost are called from one goroutine at a time; the
+// Reader reads one class's events. Read, Release, Position and Lost are called from one goroutine at a time; the
 // other methods are safe for concurrent use.
 type Reader struct {
 	class   Class
@@ -320,10 +320,6 @@ func (r *Reader) Wake() error {
 // Position returns the ring's position up to which this Reader has read.
 func (r *Reader) Position() uint64 { return r.ring.at }
 
-// Written returns the ring's position up to which there are events, or will be in a moment. It is called between
-// a Read that returned an event and the next Read or Release.
-func (r *Reader) Written() uint64 { return atomic.LoadUint64(r.ring.producer) }
-
 // rest waits for the pause, or until the deadline or close.
 func (r *Reader) rest() {
 	r.emptied = false
@@ -352,14 +348,22 @@ func (r *Reader) SetDeadline(t time.Time) {
 	r.deadline = t
 }
 
-// Available returns the bytes of the ring that are written and not given back; 0 after Kernel.Close.
-func (r *Reader) Available() int {
+// Written returns the ring's position up to which there are events, or will be in a moment; after Kernel.Close, up to which
+// they were given back.
+func (r *Reader) Written() uint64 {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if r.closed.Load() {
-		return 0
+		return r.given
 	}
-	return int(atomic.LoadUint64(r.ring.producer) - r.given)
+	return atomic.LoadUint64(r.ring.producer)
+}
+
+// Released returns the ring's position up to which what was read is given back.
+func (r *Reader) Released() uint64 {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.given
 }
 
 // Lost returns, once everything that was in the ring when the run was taken up has been read, how many

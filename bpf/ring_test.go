@@ -410,8 +410,8 @@ func TestRingWrittenOver(t *testing.T) {
 	for _, s := range read {
 		n += len(s)
 	}
-	if n == 0 || uint64(n) >= sums.Submitted || r.Available() != 0 {
-		t.Errorf("%d of %d events read, %d bytes left", n, sums.Submitted, r.Available())
+	if n == 0 || uint64(n) >= sums.Submitted || available(r) != 0 {
+		t.Errorf("%d of %d events read, %d bytes left", n, sums.Submitted, available(r))
 	}
 	if after != 10 {
 		t.Errorf("%d of 10 events were read that came after", after)

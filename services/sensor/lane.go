@@ -123,6 +123,7 @@ func (l *lane) run(stopping <-chan struct{}) error {
 		case errors.Is(err, bpf.ErrBadRecord):
 			l.took(1)
 			// Lost for good, and reported: a crash must not count it again.
+			l.r.Release()
 			l.s.kernel.Ledger().Add(l.ev.Header.CPU, l.r.Class(), 1)
 			l.s.health.Lost(l.class.String(), schemas.LossDecode, 1)
 			l.seldom.Error("kernel record refused", "class", l.class.String(), "error", err)

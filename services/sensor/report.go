@@ -179,28 +179,35 @@ func (s *sensor) crowded(class bpf.Class, limited uint64) {
 	s.health.Lost(class.String(), schemas.LossRateLimited, left)
 }
 
-// emptied reports events that were in a ring at the last report (at this one, if
-// it is the last), are no longer there, and were not read by this sensor:
+// emptied reports events that were in a ring at an earlier report (at this one,
+// if it is the last), that the sensor's reader is past, and that it has not read:
 // somebody else took them, or had them written over.
 func (s *sensor) emptied(class bpf.Class, counters []bpf.ClassCounters, last bool) {
-	settled := s.settled[class].Load() && s.kernel.Readers()[class].Available() == 0
-	var lost uint64
+	r, written := s.kernel.Readers()[class], s.written[class]
+	submitted := make([]uint64, s.kernel.CPUs())
 	for _, c := range counters {
-		if c.Class != class {
-			continue
+		if c.Class == class {
+			submitted[c.CPU] = c.Submitted
 		}
-		then := s.submitted[class][c.CPU]
-		s.submitted[class][c.CPU] = c.Submitted
-		if last {
-			then = c.Submitted
-		}
-		if read := s.taken[class][c.CPU].Load() + s.unread[class][c.CPU].Load(); settled && then > read {
-			s.unread[class][c.CPU].Add(then - read)
+	}
+	if last {
+		written = r.Written()
+		copy(s.submitted[class], submitted)
+	}
+	if !s.settled[class].Load() || r.Released() < written {
+		return
+	}
+	var lost uint64
+	for cpu, then := range s.submitted[class] {
+		if read := s.taken[class][cpu].Load() + s.unread[class][cpu].Load(); then > read {
+			s.unread[class][cpu].Add(then - read)
 			// Lost for good, and reported: a crash must not count it again.
-			s.kernel.Ledger().Add(c.CPU, class, then-read)
+			s.kernel.Ledger().Add(uint32(cpu), class, then-read)
 			lost += then - read
 		}
 	}
+	// An event that was counted had its place in the ring before.
+	s.submitted[class], s.written[class] = submitted, r.Written()
 	if lost == 0 {
 		return
 	}

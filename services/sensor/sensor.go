@@ -157,7 +157,8 @@ type sensor struct {
 	// compared with what the kernel submitted, when settled is true: see emptied.
 	taken, unread [bpf.NumClasses][]atomic.Uint64
 	settled       [bpf.NumClasses]atomic.Bool
-	submitted     [bpf.NumClasses][]uint64 // at the last report
+	submitted     [bpf.NumClasses][]uint64 // by CPU, at an earlier report
+	written       [bpf.NumClasses]uint64   // up to where the ring was written then
 	// ringFull has, per class, what was reported as lost by a full ring since
 	// the programs were loaded, by this run and those before it.
 	ringFull [bpf.NumClasses]uint64
