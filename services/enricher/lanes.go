@@ -149,7 +149,7 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 			s.enrichers <- e
 		}
 	}()
-	b, err := decode(m.Data(), class)
+	b, err := e.decode(m.Data(), class)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +161,7 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 		if e, err = s.borrow(work); err != nil {
 			return nil, err
 		}
-		if b, err = decode(m.Data(), class); err != nil {
+		if b, err = e.decode(m.Data(), class); err != nil {
 			return nil, err
 		}
 	}
@@ -209,8 +209,8 @@ func (s *server) borrow(work context.Context) (*Enricher, error) {
 }
 
 // decode reads a raw batch of the class that its subject says.
-func decode(data []byte, class schemas.Class) (*batch.Batch, error) {
-	b, err := batch.Decode(data)
+func (e *Enricher) decode(data []byte, class schemas.Class) (*batch.Batch, error) {
+	b, err := e.decoder.Decode(data)
 	if err != nil {
 		return nil, err
 	}
