@@ -16,7 +16,7 @@ import (
 // BenchmarkRead measures what reading and decoding an event costs the reader's CPU: "full" of a ring that was filled
 // before, "flowing" while another process writes, whose CPU time per open is reported too.
 //
-//	go test -run '^$' -bench Read -benchtime 5x -count 6 picket/bpf
+//	go test -run '^$' -bench Read -benchtime 3x -count 5 picket/bpf
 func BenchmarkRead(b *testing.B) {
 	if os.Geteuid() != 0 {
 		b.Skipf("SKIPPED (needs root): %s runs programs in the live kernel", b.Name())

@@ -166,7 +166,7 @@ func (l *lane) run(stopping <-chan struct{}) error {
 // it are the numbers that never come: see emptied.
 func (l *lane) tampered(err error) {
 	l.seldom.Error("the sensor's ring buffer in the kernel was tampered with", "class", l.class.String(), "error", err)
-	l.s.health.LostOf(l.class.String(), schemas.LossTampered, bpf.ErrRingMoved.Error(), 1)
+	l.s.health.LostOf("", schemas.LossTampered, "somebody else moved the position of the ring buffer of class "+l.class.String()+" in the kernel (it was put right)", 1)
 	if errors.Is(err, bpf.ErrRingLost) {
 		// Nobody is to wait for what does not come.
 		c := l.r.Class()

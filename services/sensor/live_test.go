@@ -444,9 +444,9 @@ func TestRingEmptied(t *testing.T) {
 			case b.Class() == schemas.File:
 				rows++
 				sawAfter = sawAfter || b.Str(schemas.FilePath, r) == after
-			case b.Class() != schemas.Health || b.Str(schemas.HealthClass, r) != "file":
-			case b.Str(schemas.HealthReason, r) == schemas.LossTampered:
+			case b.Class() == schemas.Health && b.Str(schemas.HealthReason, r) == schemas.LossTampered && strings.Contains(b.Str(schemas.HealthSubject, r), "class file"):
 				moved += b.Uint(schemas.HealthCount, r)
+			case b.Class() != schemas.Health || b.Str(schemas.HealthClass, r) != "file":
 			case b.Str(schemas.HealthReason, r) == "kernel_seen":
 				seen = max(seen, b.Uint(schemas.HealthTotal, r))
 			case b.Str(schemas.Action, r) == "loss":
