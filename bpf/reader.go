@@ -208,7 +208,9 @@ func (r *Reader) Read(ev *Event) error {
 // lost goes on after what was written over.
 func (r *Reader) lost() error {
 	r.ring.skip()
+	r.mu.Lock()
 	r.given = r.ring.given
+	r.mu.Unlock()
 	r.emptied = true // somebody who goes on moving does not keep the CPU busy
 	r.told = nil
 	r.leave()

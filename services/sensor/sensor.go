@@ -365,13 +365,17 @@ func (s *sensor) takeUp(notes []json.RawMessage) error {
 // still in the rings, so that a clean stop loses nothing that was seen.
 func (s *sensor) run(ctx context.Context) error {
 	defer s.cgroups.Close()
-	lanes, ctx := errgroup.WithContext(ctx)
-	stopping := make(chan struct{})
+	var all []*lane
 	for _, r := range s.kernel.Readers() {
 		l, err := newLane(s, r)
 		if err != nil {
 			return errors.Join(err, s.kernel.Close(false))
 		}
+		all = append(all, l)
+	}
+	lanes, ctx := errgroup.WithContext(ctx)
+	stopping := make(chan struct{})
+	for _, l := range all {
 		lanes.Go(func() error { return l.run(stopping) })
 	}
 	lanes.Go(func() (err error) {
