@@ -396,11 +396,17 @@ func TestRingWrittenOver(t *testing.T) {
 	}
 	close(stop)
 	<-stopped
-	run(t, helper(t, "opens", "10", dir+"/after"))
+	drain() // the last that was written over
+	before := lost
+	for end := time.Now().Add(20 * time.Second); after == 0 && time.Now().Before(end); drain() { // others may fill so small a ring
+		run(t, helper(t, "opens", "10", dir+"/after"))
+	}
+	if lost != before {
+		t.Error("events were written over although nobody moved the position")
+	}
 	if err := k.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	drain()
 	drain()
 	if lost == 0 || backwards > 0 {
 		t.Errorf("told %d times that events were written over, %d numbers came again", lost, backwards)
@@ -413,8 +419,8 @@ func TestRingWrittenOver(t *testing.T) {
 	if n == 0 || uint64(n) >= sums.Submitted || available(r) != 0 {
 		t.Errorf("%d of %d events read, %d bytes left", n, sums.Submitted, available(r))
 	}
-	if after != 10 {
-		t.Errorf("%d of 10 events were read that came after", after)
+	if after == 0 {
+		t.Error("no event was read that came after")
 	}
 	t.Logf("%d submitted, %d read, told %d times", sums.Submitted, n, lost)
 }
