@@ -203,6 +203,7 @@ func BenchmarkCost(b *testing.B) {
 							go func() {
 								var ev Event
 								for r.Read(&ev) == nil {
+									r.Release()
 									k.Ledger().Add(ev.Header.CPU, ev.Header.Class, 1)
 								}
 							}()

@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"structs"
 	"unsafe"
-
-	"github.com/cilium/ebpf/ringbuf"
 )
 
 // LayoutVersion is the version of the records' layout. A record of another version is refused by [Decode].
@@ -500,8 +498,6 @@ type Event struct {
 	Call   CallEvent
 	Cgroup CgroupEvent
 	DNS    DNSEvent
-
-	record ringbuf.Record // what Reader.Read decoded it from
 }
 
 // Count returns how many events the record has: each has a number, from Header.Seq on.

@@ -126,10 +126,13 @@ func collect(t *testing.T, k *Kernel) *collector {
 	for _, r := range k.Readers() {
 		c.wg.Go(func() {
 			for {
-				ev := new(Event) // kept, with its buffers
+				ev := new(Event)
 				err := r.Read(ev)
 				if errors.Is(err, os.ErrClosed) {
 					return
+				}
+				if err == nil {
+					keep(ev)
 				}
 				c.mu.Lock()
 				if err != nil {
@@ -153,11 +156,23 @@ func collect(t *testing.T, k *Kernel) *collector {
 	return c
 }
 
+// keep copies what an event has of the ring's memory.
+func keep(ev *Event) {
+	for _, b := range []*[]byte{&ev.Exec.Filename, &ev.Exec.Exe, &ev.Exec.Cwd, &ev.Exec.Args, &ev.Exec.Env, &ev.Open.Path, &ev.Open.Link, &ev.Open.Source,
+		&ev.Path.Base, &ev.Path.Path, &ev.Path.TargetBase, &ev.Path.Target, &ev.Conn.Path, &ev.Call.Base, &ev.Call.Path, &ev.Call.TargetBase, &ev.Call.Target,
+		&ev.Cgroup.Path, &ev.DNS.Data} {
+		*b = bytes.Clone(*b)
+	}
+}
+
+// available is how many bytes are in a ring and not given back.
+func available(r *Reader) uint64 { return r.Written() - r.Released() }
+
 // finish reads all that is left of a detached kernel part, and ends the readers.
 func (c *collector) finish(t *testing.T) {
 	t.Helper()
 	for _, r := range c.k.Readers() {
-		for r.Available() > 0 {
+		for available(r) > 0 {
 			time.Sleep(time.Millisecond)
 		}
 	}

@@ -28,7 +28,7 @@ type Options struct {
 	// BPFFS is where the BPF file system is, or is to be mounted. Default /sys/fs/bpf.
 	BPFFS string
 	// Sizes of the ring buffers in bytes, each a power of two from 4 KiB to 1 GiB. They are kernel memory,
-	// and count as the sensor's twice as far as it has touched them, because it maps them twice in a row.
+	// and count as the sensor's, too, because it maps them.
 	// Defaults: 4 MiB (about 6,000 execs), 8 MiB (about 30,000 opens), 2 MiB (about 9,000 connections),
 	// 1 MiB (about 2,500 calls of class kernel), 1 MiB (about 1,300 DNS messages).
 	ProcessRing, FileRing, NetworkRing, KernelRing, DNSRing int
@@ -213,7 +213,7 @@ func load(o Options, probe func(*btf.Spec) (offers, error)) (_ *Kernel, err erro
 			return nil, errors.Join(err, removeRun(k.dir, k.run))
 		}
 	}
-	if err := k.start(); err != nil {
+	if err := k.start(types); err != nil {
 		if !k.resumed {
 			err = errors.Join(err, removeRun(k.dir, k.run))
 		}
@@ -350,7 +350,7 @@ func (k *Kernel) open() error {
 }
 
 // start makes this process the one that reads.
-func (k *Kernel) start() error {
+func (k *Kernel) start(types *btf.Spec) error {
 	if _, err := k.progs[objectProgPicketSetSelf].Run(nil); err != nil {
 		return fmt.Errorf("telling the programs who the sensor is: %w", err)
 	}
@@ -372,8 +372,12 @@ func (k *Kernel) start() error {
 	if err != nil {
 		return err
 	}
+	first, err := ringFirst(types)
+	if err != nil {
+		return err
+	}
 	for class, name := range rings {
-		r, err := newReader(Class(class), k.maps[name])
+		r, err := newReader(Class(class), k.maps[name], first)
 		if err != nil {
 			return err
 		}

@@ -108,16 +108,11 @@ func init() {
 			return fmt.Errorf("open: %d, %v", fd, err)
 		}
 		for _, a := range args[1:] {
-			at, err := netip.ParseAddrPort(a)
+			connect, err := connectTo(a)
 			if err != nil {
 				return err
 			}
-			s, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-			if err != nil {
-				return err
-			}
-			addr := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: at.Port()<<8 | at.Port()>>8, Addr: at.Addr().As4()}
-			res, err := u.do(sqe{opcode: 16, fd: int32(s), addr: uint64(uintptr(unsafe.Pointer(&addr))), off: unix.SizeofSockaddrInet4})
+			res, err := u.do(connect)
 			if err != nil {
 				return err
 			}
@@ -125,6 +120,21 @@ func init() {
 		}
 		return nil
 	}
+}
+
+// connectTo is the request for a connect of a new socket to an address.
+func connectTo(address string) (sqe, error) {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return sqe{}, err
+	}
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return sqe{}, err
+	}
+	addr := &unix.RawSockaddrInet4{Family: unix.AF_INET, Port: at.Port()<<8 | at.Port()>>8, Addr: at.Addr().As4()}
+	kept = append(kept, (*byte)(unsafe.Pointer(addr)))
+	return sqe{opcode: 16, fd: int32(s), addr: uint64(uintptr(unsafe.Pointer(addr))), off: unix.SizeofSockaddrInet4}, nil
 }
 
 // needURing skips the test where the kernel has no io_uring; it fails where it has one that is not seen.
@@ -211,16 +221,11 @@ func init() {
 			}
 		}
 		for _, a := range args[1:] {
-			at, err := netip.ParseAddrPort(a)
+			connect, err := connectTo(a)
 			if err != nil {
 				return err
 			}
-			s, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-			if err != nil {
-				return err
-			}
-			addr := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: at.Port()<<8 | at.Port()>>8, Addr: at.Addr().As4()}
-			if err := quietly(sqe{opcode: 16, fd: int32(s), addr: uint64(uintptr(unsafe.Pointer(&addr))), off: unix.SizeofSockaddrInet4}); err != nil {
+			if err := quietly(connect); err != nil {
 				return err
 			}
 		}

@@ -81,9 +81,11 @@ const (
 	// LossRateLimited: left out by the sensor's programs, because one container
 	// filled a ring buffer that was nearly full.
 	LossRateLimited = "rate_limited"
-	// LossRingEmptied: taken out of the kernel's ring buffer by somebody else.
+	// LossRingEmptied: taken out of the kernel's ring buffer by somebody else, or
+	// written over because somebody else moved its position.
 	LossRingEmptied = "ring_emptied"
-	// LossTampered: somebody else changed or detached the sensor's programs.
+	// LossTampered: somebody else changed or detached the sensor's programs, or
+	// moved the position of a ring buffer.
 	// Counted once for each change that is found: how many events it cost is
 	// not known. health_subject says what it was.
 	LossTampered = "tampered"

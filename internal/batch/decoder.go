@@ -26,12 +26,17 @@ import (
 // Batches do not refer to it.
 type Decoder struct {
 	layouts map[string]*layout // by the metadata of the schema's message
+	learned int                // bytes of that metadata
 	bodies  map[int64]records  // dictionaries of the present batch
 }
 
-// maxLayouts bounds the schemas that are remembered. Every set of columns with a
-// value in it is one: a node has some hundred.
-const maxLayouts = 4096
+// Bounds of the schemas that are remembered. Every set of columns with a
+// value in it is one, of some 10 KiB: a node has some hundred. A sender can make
+// them as large as a message.
+const (
+	maxLayouts = 4096
+	maxLearned = 16 << 20 // bytes
+)
 
 // layout is what a schema's message says.
 type layout struct {
@@ -248,9 +253,14 @@ func (d *Decoder) learn(message, head []byte) *layout {
 		}
 		lay.columns = append(lay.columns, c)
 	}
-	if len(d.layouts) >= maxLayouts {
-		clear(d.layouts)
+	if len(head) > maxLearned/16 {
+		return lay
 	}
+	if len(d.layouts) >= maxLayouts || d.learned+len(head) > maxLearned {
+		clear(d.layouts)
+		d.learned = 0
+	}
+	d.learned += len(head)
 	if d.layouts == nil {
 		d.layouts = make(map[string]*layout)
 	}

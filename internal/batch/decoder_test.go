@@ -122,6 +122,49 @@ func TestDecoderOthers(t *testing.T) {
 	}
 }
 
+// TestDecoderForgets: a sender of ever new and large schemas does not make it grow.
+func TestDecoderForgets(t *testing.T) {
+	b, err := Decode(recorded(t)[0].Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := b.Record()
+	var d Decoder
+	most := 0
+	for _, kind := range []struct{ size, n int }{{100 << 10, 170}, {maxLearned, 1}, {1, 10}} {
+		for i := range kind.n {
+			md := rec.Schema().Metadata()
+			keys, values := append(md.Keys(), "padding"), append(md.Values(), fmt.Sprintf("%d%s", i, bytes.Repeat([]byte{'x'}, kind.size)))
+			wide := arrow.NewMetadata(keys, values)
+			schema := arrow.NewSchema(rec.Schema().Fields(), &wide)
+			var out bytes.Buffer
+			w := ipc.NewWriter(&out, ipc.WithSchema(schema), ipc.WithLZ4(), ipc.WithDictionaryDeltas(false))
+			if err := w.Write(array.NewRecord(schema, rec.Columns(), rec.NumRows())); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			got, err := d.Decode(out.Bytes())
+			if err != nil {
+				t.Fatal(err)
+			}
+			same(t, got, b)
+			held := 0
+			for head := range d.layouts {
+				held += len(head)
+			}
+			most = max(most, held)
+			if held != d.learned || held > maxLearned {
+				t.Fatalf("%d bytes of schemas are remembered, counted are %d", held, d.learned)
+			}
+		}
+	}
+	if most < maxLearned/2 || len(d.layouts) < 10 {
+		t.Errorf("%d bytes at most, %d schemas at last: the bound was not reached", most, len(d.layouts))
+	}
+}
+
 func BenchmarkDecoder(b *testing.B) {
 	all := recorded(b)
 	for _, arrows := range []bool{true, false} {

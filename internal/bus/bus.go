@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"picket/internal/seldom"
 	"picket/schemas"
 )
 
@@ -59,7 +60,8 @@ type Bus struct {
 	JS      jetstream.JetStream
 	service string
 	log     *slog.Logger
-	closing *atomic.Bool // Close was called
+	seldom  *seldom.Logger // of what every message can cause
+	closing *atomic.Bool   // Close was called
 }
 
 // Connect connects as the named service. When no server answers it returns a
@@ -68,7 +70,7 @@ type Bus struct {
 // certificate files are an error at once. Later interruptions are repaired
 // without bound.
 func Connect(cfg Config, service string, log *slog.Logger) (*Bus, error) {
-	closing := new(atomic.Bool)
+	closing, repeated := new(atomic.Bool), seldom.New(log)
 	opts := []nats.Option{
 		nats.Name("picket-" + service),
 		nats.CustomInboxPrefix(InboxPrefix(service)),
@@ -94,7 +96,7 @@ func Connect(cfg Config, service string, log *slog.Logger) (*Bus, error) {
 			if sub != nil {
 				subject = sub.Subject
 			}
-			log.Error("nats reported an error", "subject", subject, "error", err)
+			repeated.Error("nats reported an error", "subject", subject, "error", err)
 		}),
 	}
 	if cfg.CredentialsFile != "" {
@@ -124,7 +126,7 @@ func Connect(cfg Config, service string, log *slog.Logger) (*Bus, error) {
 		nc.Close()
 		return nil, fmt.Errorf("jetstream context: %w", err)
 	}
-	return &Bus{NC: nc, JS: js, service: service, log: log, closing: closing}, nil
+	return &Bus{NC: nc, JS: js, service: service, log: log, seldom: repeated, closing: closing}, nil
 }
 
 func isNetwork(err error) bool {

@@ -211,11 +211,11 @@ func (m *Message) Done(err error) (buried bool) {
 		buried, err = m.bury(err)
 	default:
 		delay := min(time.Duration(m.Deliveries)*time.Second, 30*time.Second)
-		c.bus.log.Warn("message failed, trying again", "stream", m.Stream, "sequence", m.Sequence, "deliveries", m.Deliveries, "delay", delay, "error", err)
+		c.bus.seldom.Warn("message failed, trying again", "stream", m.Stream, "sequence", m.Sequence, "deliveries", m.Deliveries, "delay", delay, "error", err)
 		err = m.NakWithDelay(delay)
 	}
 	if err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
-		c.bus.log.Warn("message not settled, it will come again", "stream", m.Stream, "sequence", m.Sequence, "error", err)
+		c.bus.seldom.Warn("message not settled, it will come again", "stream", m.Stream, "sequence", m.Sequence, "error", err)
 	}
 	return buried
 }
@@ -223,7 +223,7 @@ func (m *Message) Done(err error) (buried bool) {
 // bury dead-letters the message, then takes it off its stream.
 func (m *Message) bury(cause error) (buried bool, err error) {
 	b := m.c.bus
-	b.log.Error("message set aside on the dead-letter stream", "subject", m.Subject(), "stream", m.Stream, "sequence", m.Sequence, "reason", fault.Reason(cause), "error", cause)
+	b.seldom.Error("message set aside on the dead-letter stream", "subject", m.Subject(), "stream", m.Stream, "sequence", m.Sequence, "reason", fault.Reason(cause), "error", cause)
 	if err := b.DeadLetter(context.Background(), m.Data(), DeadLetter{Subject: m.Subject(), Stream: m.Stream, Sequence: m.Sequence, Cause: cause}); err != nil {
 		return false, errors.Join(err, m.NakWithDelay(5*time.Second))
 	}

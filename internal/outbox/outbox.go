@@ -30,6 +30,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"picket/internal/bus"
+	"picket/internal/seldom"
 	"picket/schemas"
 )
 
@@ -112,7 +113,9 @@ type Outbox struct {
 	max int64
 	bus *bus.Bus
 	log *slog.Logger
-	run string
+	// seldom logs what every file of the spool can cause.
+	seldom *seldom.Logger
+	run    string
 
 	mu         sync.Mutex
 	next       uint64            // number of the next batch
@@ -147,7 +150,7 @@ func Open(dir string, maxBytes int64, service string, b *bus.Bus, log *slog.Logg
 	}
 	ns := "picket_" + strings.ReplaceAll(service, "-", "_") + "_"
 	o := &Outbox{
-		dir: dir, max: maxBytes, bus: b, log: log, run: bus.NewRunID(), next: 1, cumulative: map[string]uint64{},
+		dir: dir, max: maxBytes, bus: b, log: log, seldom: seldom.New(log), run: bus.NewRunID(), next: 1, cumulative: map[string]uint64{},
 		wake: make(chan struct{}, 1), lock: lock,
 		published: prometheus.NewCounterVec(prometheus.CounterOpts{Name: ns + "published_events_total", Help: "Events that JetStream has acknowledged."}, []string{"class"}),
 		duplicate: prometheus.NewCounter(prometheus.CounterOpts{Name: ns + "duplicate_ids_total", Help: "First publishes that JetStream took for duplicates: somebody guessed or reused a message id."}),
@@ -289,11 +292,11 @@ func (o *Outbox) read(f file) (*entry, int, error) {
 
 // setAside renames a damaged file, so that somebody can look at it.
 func (o *Outbox) setAside(f file, why error) {
-	o.log.Error("spool file set aside", "error", why, "class", f.class.String(), "events", f.rows, "remedy", "events in it are lost; look at the disk")
+	o.seldom.Error("spool file set aside", "error", why, "class", f.class.String(), "events", f.rows, "remedy", "events in it are lost; look at the disk")
 	o.damaged = append(o.damaged, f)
 	path := f.path(o.dir)
 	if err := os.Rename(path, path+".damaged"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		o.log.Error("damaged spool file not renamed; it will be met again at the next start", "error", err)
+		o.seldom.Error("damaged spool file not renamed; it will be met again at the next start", "error", err)
 	}
 }
 
@@ -413,9 +416,9 @@ func (o *Outbox) Run(ctx context.Context, grace time.Duration, lost func(class s
 				// Nobody but us knows the run id: an id already taken is
 				// an attack or a fault, and the batch is not in the stream.
 				o.duplicate.Inc()
-				o.log.Error("JetStream already had this message id; publishing again under a new one", "id", schemas.BatchIDOf(head.e.Run, head.e.Batch), "subject", head.e.Subject)
+				o.seldom.Error("JetStream already had this message id; publishing again under a new one", "id", schemas.BatchIDOf(head.e.Run, head.e.Batch), "subject", head.e.Subject)
 				if err := o.rename(head.e); err != nil {
-					o.log.Error("spool", "error", err)
+					o.seldom.Error("spool", "error", err)
 				}
 				o.settle(work, flights)
 				flights = nil
@@ -547,7 +550,7 @@ func (o *Outbox) pop() file {
 // done removes an acknowledged batch, which is the head of the queue.
 func (o *Outbox) done(e *entry) {
 	if err := os.Remove(o.pop().path(o.dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		o.log.Error("spool file of a published batch not removed; it will be published again and recognised", "error", err)
+		o.seldom.Error("spool file of a published batch not removed; it will be published again and recognised", "error", err)
 	}
 	if _, _, c, err := schemas.ParseRawSubject(e.Subject); err == nil {
 		o.published.WithLabelValues(c.String()).Add(float64(e.Rows))

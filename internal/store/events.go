@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/apache/arrow/go/v16/arrow"
@@ -15,11 +16,21 @@ import (
 )
 
 // Events is the Source of PICKET_EVENTS: one table for each class.
-type Events struct{ tables []Table }
+type Events struct {
+	tables   []Table
+	decoders map[schemas.Class]*decoder
+}
+
+// decoder has what is remembered of the batches of a class. The lane of the
+// class's table is who uses it, as a rule.
+type decoder struct {
+	mu sync.Mutex
+	batch.Decoder
+}
 
 // NewEvents returns the source of the event tables.
 func NewEvents() *Events {
-	e := &Events{}
+	e := &Events{decoders: map[schemas.Class]*decoder{}}
 	for _, c := range schemas.Classes() {
 		t := Table{Name: c.Table(), ByDate: true}
 		for _, id := range schemas.TableColumns(c) {
@@ -27,6 +38,7 @@ func NewEvents() *Events {
 			t.Types = append(t.Types, id.Field().ClickHouseType())
 		}
 		e.tables = append(e.tables, t)
+		e.decoders[c] = new(decoder)
 	}
 	return e
 }
@@ -53,7 +65,10 @@ func (e *Events) Decode(m Message) (Rows, error) {
 	if err != nil {
 		return nil, fault.Permanent(schemas.LossDecode, err)
 	}
-	b, err := batch.Decode(m.Data)
+	d := e.decoders[want]
+	d.mu.Lock()
+	b, err := d.Decode(m.Data)
+	d.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,7 @@ import (
 	"picket/internal/bus"
 	"picket/internal/correlation"
 	"picket/internal/rules"
+	"picket/internal/seldom"
 	"picket/schemas"
 )
 
@@ -69,6 +70,7 @@ const (
 type correlator struct {
 	d       *detector
 	log     *slog.Logger
+	seldom  *seldom.Logger // of what every alert can cause
 	limits  correlation.Limits
 	member  string // this detector among those that run
 	metrics *correlatorMetrics
@@ -93,7 +95,7 @@ func newCorrelator(d *detector, cfg CorrelationConfig, log *slog.Logger, reg pro
 	if err != nil {
 		return nil, err
 	}
-	c := &correlator{d: d, log: log, member: bus.NewRunID(), known: known,
+	c := &correlator{d: d, log: log, seldom: seldom.New(log), member: bus.NewRunID(), known: known,
 		limits: correlation.Limits{Lateness: cfg.Lateness, Keys: cfg.Keys, Bytes: cfg.Bytes},
 		metrics: &correlatorMetrics{
 			fed:      prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_detector_correlation_matches_total", Help: "Matches of rules about several events that JetStream has."}),
@@ -721,7 +723,7 @@ func (p *partition) store() error {
 	for i := range alerts {
 		f, err := alert.Correlated(&alerts[i], now)
 		if err != nil {
-			p.c.log.Error("alert without its finding", "rule", alerts[i].Def.Rule, "error", err)
+			p.c.seldom.Error("alert without its finding", "rule", alerts[i].Def.Rule, "error", err)
 			p.c.d.health.Lost("", schemas.LossOversized, 1)
 			continue
 		}

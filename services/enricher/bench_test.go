@@ -101,7 +101,7 @@ func BenchmarkEnrich(b *testing.B) {
 				b.ReportAllocs()
 				size := 0
 				for b.Loop() {
-					in, err := decode(enc[0].Data, c)
+					in, err := e.decode(enc[0].Data, c)
 					if err != nil {
 						b.Fatal(err)
 					}

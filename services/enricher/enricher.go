@@ -26,6 +26,7 @@ import (
 
 	"picket/internal/bus"
 	"picket/internal/health"
+	"picket/internal/seldom"
 	"picket/internal/service"
 	"picket/schemas"
 )
@@ -76,6 +77,7 @@ func (s *server) run(ctx context.Context) error {
 type server struct {
 	cfg     Config
 	rt      *service.Runtime
+	seldom  *seldom.Logger // of what every batch can cause
 	metrics *metrics
 	health  *health.Reporter
 	runID   string
@@ -95,10 +97,9 @@ type server struct {
 	relax               broadcast    // signalled when too much is in hand to wait
 
 	mu       sync.Mutex
-	lanes    map[string][]taken   // by raw subject: messages to do, while a goroutine does them
-	subjects map[string]*subject  // by events subject
-	warned   map[string]time.Time // by message: when it was logged last
-	wg       sync.WaitGroup       // goroutines of lanes
+	lanes    map[string][]taken  // by raw subject: messages to do, while a goroutine does them
+	subjects map[string]*subject // by events subject
+	wg       sync.WaitGroup      // goroutines of lanes
 
 	totals map[schemas.Class]*totals
 	gaveUp atomic.Bool // on complete metadata: working without
@@ -120,7 +121,7 @@ func newServer(cfg Config, rt *service.Runtime) (*server, error) {
 	}
 	s := &server{
 		cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), runID: bus.NewRunID(), waited: waited,
-		lanes: map[string][]taken{}, subjects: map[string]*subject{}, warned: map[string]time.Time{}, totals: map[schemas.Class]*totals{},
+		lanes: map[string][]taken{}, subjects: map[string]*subject{}, seldom: seldom.New(rt.Log), totals: map[schemas.Class]*totals{},
 		enrichers: make(chan *Enricher, runtime.GOMAXPROCS(0)),
 	}
 	s.health = health.New(schemas.ServiceEnricher, cfg.Cluster, "", s.runID, rt.Log, rt.Metrics)
@@ -195,20 +196,6 @@ func (s *server) ready() error {
 func (s *server) requestFailed(status string, err error) {
 	s.metrics.apiErrors.WithLabelValues(status).Inc()
 	if status == "none" {
-		s.warn("kubernetes API does not answer; what is known of pods stays in use", "error", err)
-	}
-}
-
-// warn logs a warning, the same message at most once in ten seconds: a cause
-// that lasts would give one per batch.
-func (s *server) warn(msg string, args ...any) {
-	s.mu.Lock()
-	again := time.Since(s.warned[msg]) < 10*time.Second
-	if !again {
-		s.warned[msg] = time.Now()
-	}
-	s.mu.Unlock()
-	if !again {
-		s.rt.Log.Warn(msg, args...)
+		s.seldom.Warn("kubernetes API does not answer; what is known of pods stays in use", "error", err)
 	}
 }

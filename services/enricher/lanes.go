@@ -114,7 +114,7 @@ func (s *server) addReceived(class schemas.Class, rows uint64) {
 // as lost, once the dead letter is stored. It returns what to settle the
 // message with.
 func (s *server) setAside(m taken, cause error) error {
-	s.rt.Log.Error("message set aside on the dead-letter stream", "subject", m.Subject(), "sequence", m.Sequence, "reason", fault.Reason(cause), "error", cause)
+	s.seldom.Error("message set aside on the dead-letter stream", "subject", m.Subject(), "sequence", m.Sequence, "reason", fault.Reason(cause), "error", cause)
 	letter := bus.DeadLetter{Subject: m.Subject(), Stream: m.Stream, Sequence: m.Sequence, Cause: cause}
 	if err := s.rt.Bus.DeadLetter(context.Background(), m.Data(), letter); err != nil {
 		return err
@@ -149,7 +149,7 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 			s.enrichers <- e
 		}
 	}()
-	b, err := decode(m.Data(), class)
+	b, err := e.decode(m.Data(), class)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +161,7 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 		if e, err = s.borrow(work); err != nil {
 			return nil, err
 		}
-		if b, err = decode(m.Data(), class); err != nil {
+		if b, err = e.decode(m.Data(), class); err != nil {
 			return nil, err
 		}
 	}
@@ -190,10 +190,10 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 	}
 	if n := e.last.overwritten; n > 0 {
 		s.metrics.overwritten.WithLabelValues(class.String()).Add(float64(n))
-		s.warn("events name another cluster or node than their publisher's credentials; the names were replaced. Check cluster and node in the configuration of that sensor", "subject", m.Subject(), "names", n)
+		s.seldom.Warn("events name another cluster or node than their publisher's credentials; the names were replaced. Check cluster and node in the configuration of that sensor", "subject", m.Subject(), "names", n)
 	}
 	if n := e.last.outcomes[outcomeForeignNode]; n > 0 {
-		s.warn("events of pods that run on another node than the sensor's; they stay unresolved. Check node in the configuration of that sensor: it must be the node's name in Kubernetes", "subject", m.Subject(), "events", n)
+		s.seldom.Warn("events of pods that run on another node than the sensor's; they stay unresolved. Check node in the configuration of that sensor: it must be the node's name in Kubernetes", "subject", m.Subject(), "events", n)
 	}
 	return parts, nil
 }
@@ -209,8 +209,8 @@ func (s *server) borrow(work context.Context) (*Enricher, error) {
 }
 
 // decode reads a raw batch of the class that its subject says.
-func decode(data []byte, class schemas.Class) (*batch.Batch, error) {
-	b, err := batch.Decode(data)
+func (e *Enricher) decode(data []byte, class schemas.Class) (*batch.Batch, error) {
+	b, err := e.decoder.Decode(data)
 	if err != nil {
 		return nil, err
 	}

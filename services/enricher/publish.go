@@ -115,7 +115,7 @@ func (s *server) publish(work context.Context, t *subject, id string, o source, 
 			return true, nil
 		case err == nil && !o.replayed && !strings.HasPrefix(id, "raw-"):
 			s.metrics.duplicateIDs.Inc()
-			s.warn("a batch id was used twice; publishing the second batch under another id. A sender is faulty or lies", "subject", t.name, "id", id)
+			s.seldom.Warn("a batch id was used twice; publishing the second batch under another id. A sender is faulty or lies", "subject", t.name, "id", id)
 			id = o.spare + strings.TrimPrefix(id, o.id)
 			continue
 		case err == nil:
@@ -130,7 +130,7 @@ func (s *server) publish(work context.Context, t *subject, id string, o source, 
 		if bus.IsStreamFull(err) {
 			msg = "JetStream refuses batches (stream " + schemas.StreamEvents + ", or its disk), trying again; the raw batches stay in " + schemas.StreamRaw
 		}
-		s.warn(msg, "subject", t.name, "error", err)
+		s.seldom.Warn(msg, "subject", t.name, "error", err)
 		select {
 		case <-time.After(pause):
 		case <-work.Done():

@@ -17,6 +17,7 @@ import (
 	"picket/bpf"
 	"picket/internal/batch"
 	"picket/internal/outbox"
+	"picket/internal/seldom"
 	"picket/schemas"
 	"picket/services/sensor/containerid"
 	"picket/services/sensor/proctree"
@@ -41,8 +42,9 @@ type lane struct {
 	told   [remembered]told
 	next   int // place in told to use next
 	awaits [bpf.NumClasses]awaited
-	lost   bool     // the previous run's loss is accounted for
-	prefix [16]byte // hash of what all event ids of the lane share
+	lost   bool           // the previous run's loss is accounted for
+	seldom *seldom.Logger // of what every record can cause
+	prefix [16]byte       // hash of what all event ids of the lane share
 	idBuf  [16 + 4 + 8]byte
 
 	dns       *resolver // of class dns
@@ -61,7 +63,7 @@ var classes = [bpf.NumClasses]schemas.Class{bpf.ClassProcess: schemas.Process, b
 func newLane(s *sensor, r *bpf.Reader) (*lane, error) {
 	c := classes[r.Class()]
 	l := &lane{
-		s: s, r: r, class: c,
+		s: s, r: r, class: c, seldom: seldom.New(s.log),
 		subject: schemas.RawSubject(s.cfg.Cluster, s.cfg.Node, c),
 		b:       batch.NewBuilder(c, schemas.RawColumns(c)),
 		read:    s.metrics.read.WithLabelValues(c.String()),
@@ -106,9 +108,7 @@ func (l *lane) run(stopping <-chan struct{}) error {
 		}
 		err := l.r.Read(&l.ev)
 		if err == nil {
-			l.s.taken[l.r.Class()].Add(l.ev.Count())
-		} else if errors.Is(err, bpf.ErrBadRecord) {
-			l.s.taken[l.r.Class()].Add(1)
+			l.took(l.ev.Count())
 		}
 		if l.fresh == 0 || l.r.Emptied() {
 			l.now, l.fresh = time.Now(), clockEvery
@@ -121,8 +121,18 @@ func (l *lane) run(stopping <-chan struct{}) error {
 				l.fresh = 0 // the next event may be long in coming
 			}
 		case errors.Is(err, bpf.ErrBadRecord):
+			l.took(1)
+			// Lost for good, and reported: a crash must not count it again.
+			l.r.Release()
+			l.s.kernel.Ledger().Add(l.ev.Header.CPU, l.r.Class(), 1)
 			l.s.health.Lost(l.class.String(), schemas.LossDecode, 1)
-			l.s.log.Error("kernel record refused", "class", l.class.String(), "error", err)
+			l.seldom.Error("kernel record refused", "class", l.class.String(), "error", err)
+			continue
+		case errors.Is(err, bpf.ErrRingMoved):
+			l.tampered(err)
+			continue
+		case errors.Is(err, bpf.ErrRingStuck):
+			l.seldom.Error("waiting for the kernel", "class", l.class.String(), "error", err)
 			continue
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			if err := l.flush(); err != nil {
@@ -152,6 +162,27 @@ func (l *lane) run(stopping <-chan struct{}) error {
 	}
 }
 
+// tampered tells that somebody else moved the ring's position. What is lost by
+// it are the numbers that never come: see emptied.
+func (l *lane) tampered(err error) {
+	l.seldom.Error("the sensor's ring buffer in the kernel was tampered with", "class", l.class.String(), "error", err)
+	l.s.health.LostOf("", schemas.LossTampered, "somebody else moved the position of the ring buffer of class "+l.class.String()+" in the kernel (it was put right)", 1)
+	if errors.Is(err, bpf.ErrRingLost) {
+		// Nobody is to wait for what does not come.
+		c := l.r.Class()
+		for cpu := range uint32(l.s.kernel.CPUs()) {
+			l.s.handled[c].advance(cpu, l.s.kernel.Submitted(cpu, c), 0)
+		}
+	}
+}
+
+// took counts events that were read.
+func (l *lane) took(n uint64) {
+	if byCPU, cpu := l.s.taken[l.r.Class()], l.ev.Header.CPU; int64(cpu) < int64(len(byCPU)) {
+		byCPU[cpu].Add(n)
+	}
+}
+
 // wait sets when Read gives up.
 func (l *lane) wait(until time.Time) { l.r.SetDeadline(until) }
 
@@ -170,7 +201,7 @@ func (l *lane) settleLoss() {
 	defer func() { l.s.settled[l.r.Class()].Store(true) }()
 	for cpu, lost := range byCPU {
 		// Of what the kernel ever submitted, this run will never read these.
-		l.s.unread[l.r.Class()].Add(lost + l.r.HandedOn(uint32(cpu)))
+		l.s.unread[l.r.Class()][cpu].Add(lost + l.r.HandedOn(uint32(cpu)))
 		n += lost - l.s.late[l.r.Class()][cpu]
 		// Lost for good, and reported: a later crash must not count it again.
 		l.s.kernel.Ledger().Add(uint32(cpu), l.r.Class(), lost-l.s.late[l.r.Class()][cpu])
@@ -183,6 +214,8 @@ func (l *lane) settleLoss() {
 
 // flush hands the batch on.
 func (l *lane) flush() error {
+	// First: what the ledger has, or is about to have, must not be read again.
+	l.r.Release()
 	if l.b.Len() == 0 {
 		return nil
 	}

@@ -29,7 +29,7 @@ type awaited struct {
 func (l *lane) await(class bpf.Class) {
 	s, a := l.s, &l.awaits[class]
 	if at := l.r.Position(); at > a.until {
-		a.until = at + uint64(l.r.Available()) // first: what is added from here on is another moment's
+		a.until = l.r.Written() // first: what is added from here on is another moment's
 		a.target = a.target[:0]
 		for cpu := range s.kernel.CPUs() {
 			a.target = append(a.target, s.kernel.Submitted(uint32(cpu), class))

@@ -133,10 +133,7 @@ func (s *sensor) account(last bool) {
 		if bpf.Class(i) == bpf.ClassProcess {
 			count(counterThreads, t.Threads)
 		}
-		if last {
-			s.submitted[i] = t.Submitted
-		}
-		s.emptied(bpf.Class(i), t.Submitted)
+		s.emptied(bpf.Class(i), counters, last)
 		s.crowded(bpf.Class(i), t.Limited)
 		s.health.Lost(class, schemas.LossRingFull, t.RingFull-s.ringFull[i])
 		s.ringFull[i], told.RingFull[i], told.Limited[i] = t.RingFull, t.RingFull, t.Limited
@@ -176,28 +173,46 @@ func (s *sensor) crowded(class bpf.Class, limited uint64) {
 		if subject == "" {
 			subject = "host"
 		}
-		s.log.Warn("a container makes more events than there is room for; some are left out", "class", class.String(), "container", subject, "pod", c.PodUID, "events", n)
+		s.seldom.Warn("a container makes more events than there is room for; some are left out", "class", class.String(), "container", subject, "pod", c.PodUID, "events", n)
 		s.health.LostOf(class.String(), schemas.LossRateLimited, subject, n)
 	}
 	s.health.Lost(class.String(), schemas.LossRateLimited, left)
 }
 
-// emptied reports events that were in a ring at the last report, are no longer
-// there, and were not read by this sensor: somebody else took them.
-func (s *sensor) emptied(class bpf.Class, submitted uint64) {
-	then := s.submitted[class]
-	s.submitted[class] = submitted
-	if !s.settled[class].Load() || s.kernel.Readers()[class].Available() > 0 {
+// emptied reports events that were in a ring at an earlier report (at this one,
+// if it is the last), that the sensor's reader is past, and that it has not read:
+// somebody else took them, or had them written over.
+func (s *sensor) emptied(class bpf.Class, counters []bpf.ClassCounters, last bool) {
+	r, written := s.kernel.Readers()[class], s.written[class]
+	submitted := make([]uint64, s.kernel.CPUs())
+	for _, c := range counters {
+		if c.Class == class {
+			submitted[c.CPU] = c.Submitted
+		}
+	}
+	if last {
+		written = r.Written()
+		copy(s.submitted[class], submitted)
+	}
+	if !s.settled[class].Load() || r.Released() < written {
 		return
 	}
-	read := s.taken[class].Load() + s.unread[class].Load()
-	if then <= read {
+	var lost uint64
+	for cpu, then := range s.submitted[class] {
+		if read := s.taken[class][cpu].Load() + s.unread[class][cpu].Load(); then > read {
+			s.unread[class][cpu].Add(then - read)
+			// Lost for good, and reported: a crash must not count it again.
+			s.kernel.Ledger().Add(uint32(cpu), class, then-read)
+			lost += then - read
+		}
+	}
+	// An event that was counted had its place in the ring before.
+	s.submitted[class], s.written[class] = submitted, r.Written()
+	if lost == 0 {
 		return
 	}
-	n := then - read
-	s.unread[class].Add(n)
-	s.log.Error("somebody else read from the sensor's ring buffer in the kernel: what was taken is lost", "class", class.String(), "events", n)
-	s.health.Lost(class.String(), schemas.LossRingEmptied, n)
+	s.seldom.Error("somebody else took events from the sensor's ring buffer in the kernel: they are lost", "class", class.String(), "events", lost)
+	s.health.Lost(class.String(), schemas.LossRingEmptied, lost)
 }
 
 // The reported losses are kept in a file beside the spool, and in the note of

@@ -123,7 +123,7 @@ func (s *sensor) ignoreContainer(cgroup uint64, c containerid.Info, n containeri
 	for _, sel := range now.containers {
 		if sel.Match(value) {
 			if err := s.kernel.IgnoreCgroup(cgroup); err != nil {
-				s.log.Warn("a container that is to be ignored is not", "container", c.ContainerID, "error", err)
+				s.seldom.Warn("a container that is to be ignored is not", "container", c.ContainerID, "error", err)
 			}
 			return
 		}
@@ -142,7 +142,7 @@ func (s *sensor) ignoreProcess(p *proctree.Proc, ancestors []*proctree.Proc, sta
 		return
 	}
 	if err := s.kernel.IgnoreProcess(p.PID, start, true); err != nil {
-		s.log.Warn("a process that is to be ignored is not", "pid", p.PID, "error", err)
+		s.seldom.Warn("a process that is to be ignored is not", "pid", p.PID, "error", err)
 	}
 }
 

@@ -28,6 +28,7 @@ import (
 	"picket/bpf"
 	"picket/internal/health"
 	"picket/internal/outbox"
+	"picket/internal/seldom"
 	"picket/internal/service"
 	"picket/schemas"
 	"picket/services/sensor/containerid"
@@ -115,6 +116,7 @@ func Record(ctx context.Context, cfg Config, box Outbox, watching func(), log *s
 type sensor struct {
 	cfg     Config
 	log     *slog.Logger
+	seldom  *seldom.Logger
 	box     Outbox
 	kernel  *bpf.Kernel
 	tree    *proctree.Tree
@@ -150,12 +152,13 @@ type sensor struct {
 	// spooled counts, per class, the events that this run's outbox has taken:
 	// they will be published.
 	spooled [bpf.NumClasses]atomic.Uint64
-	// taken counts, per class, the records read from the ring; unread those that
-	// were submitted before this run and that it will never read. Both are
+	// taken counts, per class and CPU, the events read from the ring; unread those
+	// that were submitted and that this run will never read. Both are
 	// compared with what the kernel submitted, when settled is true: see emptied.
-	taken, unread [bpf.NumClasses]atomic.Uint64
+	taken, unread [bpf.NumClasses][]atomic.Uint64
 	settled       [bpf.NumClasses]atomic.Bool
-	submitted     [bpf.NumClasses]uint64 // at the last report
+	submitted     [bpf.NumClasses][]uint64 // by CPU, at an earlier report
+	written       [bpf.NumClasses]uint64   // up to where the ring was written then
 	// ringFull has, per class, what was reported as lost by a full ring since
 	// the programs were loaded, by this run and those before it.
 	ringFull [bpf.NumClasses]uint64
@@ -196,7 +199,7 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 		return nil, fmt.Errorf("boot id: %w", err)
 	}
 	s := &sensor{
-		cfg: cfg, log: log, box: box, bootID: strings.TrimSpace(string(boot)),
+		cfg: cfg, log: log, seldom: seldom.New(log), box: box, bootID: strings.TrimSpace(string(boot)),
 		tree: proctree.New(), runtimes: containerid.NewRuntimes(), limitedBy: map[limitedCgroup]uint64{},
 		users: passwd.Open(hostFile("/etc/passwd")), groups: passwd.Open(hostFile("/etc/group")),
 		health:  health.New("sensor", cfg.Cluster, cfg.Node, box.RunID(), log, reg),
@@ -244,6 +247,8 @@ func newSensor(cfg Config, box Outbox, notes []json.RawMessage, log *slog.Logger
 	s.syncClock()
 	for c := range s.handled {
 		s.handled[c].last = make([]atomic.Uint64, s.kernel.CPUs())
+		s.taken[c], s.unread[c] = make([]atomic.Uint64, s.kernel.CPUs()), make([]atomic.Uint64, s.kernel.CPUs())
+		s.submitted[c] = make([]uint64, s.kernel.CPUs())
 	}
 	if err := s.takeUp(notes); err != nil {
 		return nil, errors.Join(err, s.kernel.Close(true), s.cgroups.Close())
@@ -360,13 +365,17 @@ func (s *sensor) takeUp(notes []json.RawMessage) error {
 // still in the rings, so that a clean stop loses nothing that was seen.
 func (s *sensor) run(ctx context.Context) error {
 	defer s.cgroups.Close()
-	lanes, ctx := errgroup.WithContext(ctx)
-	stopping := make(chan struct{})
+	var all []*lane
 	for _, r := range s.kernel.Readers() {
 		l, err := newLane(s, r)
 		if err != nil {
 			return errors.Join(err, s.kernel.Close(false))
 		}
+		all = append(all, l)
+	}
+	lanes, ctx := errgroup.WithContext(ctx)
+	stopping := make(chan struct{})
+	for _, l := range all {
 		lanes.Go(func() error { return l.run(stopping) })
 	}
 	lanes.Go(func() (err error) {
