@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -359,36 +360,9 @@ func (l *loader) change(r *ruleDef, it *item) {
 		texts[key] = more
 	}
 	r.texts = texts
-	if it.id != nil {
-		r.id = it.id
-	}
-	if it.risk != nil {
-		r.risk = it.risk
-	}
-	if it.priority != nil {
-		r.priority = it.priority
-	}
-	if it.enabled != nil {
-		r.enabled = it.enabled
-	}
-	if it.warnEvttypes != nil {
-		r.warnEvttypes = it.warnEvttypes
-	}
-	if it.skipUnknown != nil {
-		r.skipUnknown = it.skipUnknown
-	}
-	if it.raise != nil {
-		r.raise = it.raise
-	}
-	if it.correlation != nil {
-		r.correlation = it.correlation
-	}
-	if it.baseline != nil {
-		r.baseline = it.baseline
-	}
-	if it.suppress != nil {
-		r.suppress = it.suppress
-	}
+	r.id, r.risk, r.priority, r.enabled = cmp.Or(it.id, r.id), cmp.Or(it.risk, r.risk), cmp.Or(it.priority, r.priority), cmp.Or(it.enabled, r.enabled)
+	r.warnEvttypes, r.skipUnknown, r.raise = cmp.Or(it.warnEvttypes, r.warnEvttypes), cmp.Or(it.skipUnknown, r.skipUnknown), cmp.Or(it.raise, r.raise)
+	r.correlation, r.baseline, r.suppress = cmp.Or(it.correlation, r.correlation), cmp.Or(it.baseline, r.baseline), cmp.Or(it.suppress, r.suppress)
 	if it.source != nil {
 		l.error(it.at, "", "the source of rule %q cannot be changed", it.name)
 	}
@@ -601,29 +575,20 @@ func (b *setBuilder) rule(def *ruleDef) {
 // unreported returns the values that a condition compares evt.type with, if
 // no class of events has one of them.
 func (b *setBuilder) unreported(cd *cond) (calls []string) {
-	seen := make(map[*cond]bool)
 	reported := false
-	var walk func(cd *cond)
-	walk = func(cd *cond) {
-		if seen[cd] {
-			return
+	for at := range cd.comparisons() {
+		if at.pred.operand.ref != "evt.type" {
+			continue
 		}
-		seen[cd] = true
-		for _, k := range cd.kids {
-			walk(k)
-		}
-		if cd.pred != nil && cd.pred.operand.ref == "evt.type" {
-			for _, v := range cd.pred.values {
-				for c := range classSyscalls {
-					reported = reported || reportsAny(c, []string{v})
-				}
-				if !slices.Contains(calls, v) {
-					calls = append(calls, v)
-				}
+		for _, v := range at.pred.values {
+			for c := range classSyscalls {
+				reported = reported || reportsAny(c, []string{v})
+			}
+			if !slices.Contains(calls, v) {
+				calls = append(calls, v)
 			}
 		}
 	}
-	walk(cd)
 	if reported {
 		return nil
 	}
@@ -791,38 +756,25 @@ func parseField(src *text) (ref fieldRef, err *Error) {
 // fieldsOf checks that the condition's fields belong to the rule's source.
 func (b *setBuilder) fieldsOf(def *ruleDef, cd *cond, source string, classes schemas.ClassSet) bool {
 	ok := true
-	seen := make(map[*cond]bool)
-	var walk func(cd *cond)
-	walk = func(cd *cond) {
-		if seen[cd] {
-			return
+	for at := range cd.comparisons() {
+		if at.pred.missing != "" {
+			continue
 		}
-		seen[cd] = true
-		for _, k := range cd.kids {
-			walk(k)
-		}
-		if cd.pred == nil || cd.pred.missing != "" {
-			return
-		}
-		for _, o := range []*operand{&cd.pred.operand, cd.pred.rhs} {
+		for _, o := range []*operand{&at.pred.operand, at.pred.rhs} {
 			if o != nil && o.field.classes()&classes == 0 {
-				b.error(cd.at, "", "field %s is not one of source %s, which rule %q is for", o.ref, source, def.name)
+				b.error(at.at, "", "field %s is not one of source %s, which rule %q is for", o.ref, source, def.name)
 				ok = false
 			}
 		}
 	}
-	walk(cd)
 	return ok
 }
 
 // where finds a place of the predicate in the condition.
 func (b *setBuilder) where(cd *cond, p *predicate) pos {
-	if cd.pred == p {
-		return cd.at
-	}
-	for _, k := range cd.kids {
-		if at := b.where(k, p); at.text != nil {
-			return at
+	for at := range cd.comparisons() {
+		if at.pred == p {
+			return at.at
 		}
 	}
 	return pos{}

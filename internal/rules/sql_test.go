@@ -290,29 +290,23 @@ type sqlConditions struct {
 
 // learn takes the values that the rules of a set compare columns with.
 func (g *sqlConditions) learn(set *Set) {
-	seen := make(map[*cond]bool)
-	var walk func(*cond)
-	walk = func(cd *cond) {
-		if seen[cd] {
+	take := func(r *Rule) {
+		if r.cond == nil {
 			return
 		}
-		seen[cd] = true
-		for _, k := range cd.kids {
-			walk(k)
-		}
-		if cd.pred == nil || cd.pred.missing != "" {
-			return
-		}
-		if r := cd.pred.operand.reader(g.class); r != nil && r.isColumn && len(cd.pred.values) > 0 {
-			g.values[r.column] = append(g.values[r.column], cd.pred.values...)
+		for at := range r.cond.comparisons() {
+			if at.pred.missing != "" {
+				continue
+			}
+			if r := at.pred.operand.reader(g.class); r != nil && r.isColumn && len(at.pred.values) > 0 {
+				g.values[r.column] = append(g.values[r.column], at.pred.values...)
+			}
 		}
 	}
 	for _, r := range set.Rules() {
-		if r.cond != nil {
-			walk(r.cond)
-		}
+		take(r)
 		for _, st := range r.Steps() {
-			walk(st.Rule.cond)
+			take(st.Rule)
 		}
 	}
 }
@@ -409,19 +403,7 @@ func (g *sqlConditions) compare() string {
 	return name + " exists"
 }
 
-func (g *sqlConditions) gen(depth int) string {
-	switch n := g.rnd.IntN(8); {
-	case depth > 0 && n < 3:
-		parts := make([]string, 2+g.rnd.IntN(3))
-		for i := range parts {
-			parts[i] = g.gen(depth - 1)
-		}
-		return "(" + strings.Join(parts, g.pick([]string{" and ", " or "})) + ")"
-	case depth > 0 && n == 3:
-		return "not " + g.gen(depth-1)
-	}
-	return g.compare()
-}
+func (g *sqlConditions) gen(depth int) string { return g.tree(depth, g.compare) }
 
 // load makes a set of random conditions. Those with what ClickHouse cannot
 // evaluate are left out: TestSQLFields has the list of it.
