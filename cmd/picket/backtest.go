@@ -140,19 +140,7 @@ func (h *hunt) backtest(cmd *cobra.Command, t *target, output string) error {
 	slices.SortStableFunc(list, func(a, b *backtest) int {
 		return int(min(max(int64(b.Total)-int64(a.Total), -1), 1))
 	})
-	return screen(cmd.OutOrStdout(), output == "table", func(out io.Writer) error {
-		if output == "json" {
-			enc := json.NewEncoder(out)
-			enc.SetEscapeHTML(false)
-			for _, b := range list {
-				if err := enc.Encode(b); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-		return showBacktest(out, list, events, days)
-	})
+	return show(cmd.OutOrStdout(), output, list, func(out io.Writer) error { return showBacktest(out, list, events, days) })
 }
 
 // count adds to the results what the rules of the scan match.

@@ -438,7 +438,7 @@ func (h *hunt) run(cmd *cobra.Command, t *target, limit int, output string, asSQ
 		hits = hits[:limit]
 		fmt.Fprintf(errOut, "only the newest %d are shown: --limit shows more\n", limit)
 	}
-	return screen(cmd.OutOrStdout(), output == "table", func(out io.Writer) error { return showHits(out, hits, output) })
+	return show(cmd.OutOrStdout(), output, hits, func(out io.Writer) error { return showHits(out, hits) })
 }
 
 // found reads a row of statement.
@@ -476,17 +476,24 @@ func (s *scan) found(row []json.RawMessage) (found, error) {
 	return f, nil
 }
 
-func showHits(out io.Writer, hits []found, output string) error {
-	if output == "json" {
+// show writes a list as JSON, an object a line, or as the table that is asked for.
+func show[T any](out io.Writer, output string, list []T, table func(io.Writer) error) error {
+	if output == "table" {
+		return table(out) // its cells cannot steer a terminal
+	}
+	return screen(out, false, func(out io.Writer) error {
 		enc := json.NewEncoder(out)
 		enc.SetEscapeHTML(false)
-		for _, h := range hits {
-			if err := enc.Encode(h); err != nil {
+		for _, x := range list {
+			if err := enc.Encode(x); err != nil {
 				return err
 			}
 		}
 		return nil
-	}
+	})
+}
+
+func showHits(out io.Writer, hits []found) error {
 	if len(hits) == 0 {
 		_, err := fmt.Fprintln(out, "nothing in the stored events matches")
 		return err

@@ -66,7 +66,7 @@ func newRulesCheck() *cobra.Command {
 					return err
 				}
 			} else {
-				show(cmd.OutOrStdout(), files, result)
+				showDiagnostics(cmd.OutOrStdout(), files, result)
 			}
 			if result.Errors > 0 || strict && result.Warnings > 0 {
 				return fmt.Errorf("%s and %s in %s", number(result.Errors, "error"), number(result.Warnings, "warning"), number(result.Files, "file"))
@@ -127,9 +127,9 @@ func number(n int, what string) string {
 // maxShown is how many characters of a line of a rule file are shown.
 const maxShown = 120
 
-// show prints each diagnostic with the line that it is about and a caret below
+// showDiagnostics prints each with the line that it is about and a caret below
 // the place.
-func show(out io.Writer, files []rules.Source, result checked) {
+func showDiagnostics(out io.Writer, files []rules.Source, result checked) {
 	lines := make(map[string][][]byte, len(files))
 	for _, f := range files {
 		lines[f.Name] = bytes.Split(f.Data, []byte("\n"))
