@@ -31,7 +31,7 @@ type diagnostic struct {
 	LeftOut  bool   `json:"left_out,omitempty"` // the rule is not loaded because of this
 }
 
-// checked is the whole answer of `picket rules check --json`.
+// checked is the whole answer of `picket rules check -o json`.
 type checked struct {
 	Files       int          `json:"files"`
 	Rules       int          `json:"rules"`
@@ -42,23 +42,24 @@ type checked struct {
 }
 
 func newRulesCheck() *cobra.Command {
-	var strict, asJSON bool
+	var strict bool
+	var output string
 	c := &cobra.Command{
 		Use:   "check [PATH]...",
 		Short: "Check rule files and folders as they would be loaded, in this order; without a path the pack that comes with Picket",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			files := defaults.Default()
-			if len(args) > 0 {
-				var err error
-				if files, err = rules.ReadPaths(args...); err != nil {
-					return err
-				}
+			if output != "text" && output != "json" {
+				return fmt.Errorf("-o %s: use text or json", output)
+			}
+			files, err := defaults.Files(args)
+			if err != nil {
+				return err
 			}
 			result, err := check(files)
 			if err != nil {
 				return err
 			}
-			if asJSON {
+			if output == "json" {
 				enc := json.NewEncoder(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")
 				enc.SetEscapeHTML(false)
@@ -75,7 +76,7 @@ func newRulesCheck() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&strict, "strict", false, "fail on warnings too")
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON, for editors and CI")
+	c.Flags().StringVarP(&output, "output", "o", "text", "text: each fault with its line; json: for editors and CI")
 	return c
 }
 

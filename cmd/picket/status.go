@@ -139,7 +139,7 @@ func streams(cmd *cobra.Command, cfg bus.Config, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(out)
-	if err := rulesInForce(ctx, b, out); err != nil {
+	if err := showRulesInForce(ctx, b, out); err != nil {
 		return err
 	}
 	return unfed(ctx, b, out)

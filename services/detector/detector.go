@@ -96,12 +96,9 @@ func Run(ctx context.Context, cfg Config) error {
 // there are none. A rule that uses what Picket does not provide is left out
 // with a warning; everything else wrong is an error that lists all faults.
 func LoadRules(paths []string) (*rules.Set, []rules.Warning, error) {
-	files := defaults.Default()
-	if len(paths) > 0 {
-		var err error
-		if files, err = rules.ReadPaths(paths...); err != nil {
-			return nil, nil, err
-		}
+	files, err := defaults.Files(paths)
+	if err != nil {
+		return nil, nil, err
 	}
 	set, warnings, err := rules.Load(files, rules.Options{})
 	if err != nil {
