@@ -290,6 +290,7 @@ func TestHunt(t *testing.T) {
 	}
 
 	t.Run("docs", func(t *testing.T) { examples(t, url) })
+	t.Run("advice", func(t *testing.T) { advice(t, url) })
 
 	// Documents that ClickHouse does not read are told of.
 	answer, err := http.Post(url, "text/plain", strings.NewReader(`INSERT INTO picket.audit (event_id, time, batch_date, audit_request_object)
@@ -301,7 +302,7 @@ func TestHunt(t *testing.T) {
 		t.Fatalf("%s", text)
 	}
 	_ = answer.Body.Close()
-	if _, errOut = run("hunt", "--condition", "ka.req.pod.host_pid intersects (true)", "--since", "2001-01-01", "--until", "2001-01-02"); !strings.HasPrefix(errOut, "1 audit events have objects that ClickHouse does not read") {
+	if _, errOut = run("hunt", "--condition", "ka.req.pod.host_pid intersects (true)", "--since", "2001-01-01", "--until", "2001-01-02"); !strings.Contains(errOut, "\n1 audit events have objects that ClickHouse does not read") {
 		t.Errorf("of a document that ClickHouse does not read hunt says %q", errOut)
 	}
 }
@@ -320,6 +321,33 @@ func difference(a, b []string) string {
 		}
 	}
 	return strings.Join(out[:min(10, len(out))], "\n")
+}
+
+var statement = regexp.MustCompile(`picket query "([^"]*)"`)
+
+// advice runs the statements that the rules of the pack give as advice: tables and
+// columns are there.
+func advice(t *testing.T, url string) {
+	set, _, err := detector.LoadRules(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, r := range set.Rules() {
+		for _, text := range slices.Concat(r.Response, r.FalsePositives) {
+			for _, m := range statement.FindAllStringSubmatch(text, -1) {
+				n++
+				sql := strings.ReplaceAll(strings.ReplaceAll(m[1], "'…'", "''"), "…", "0")
+				if _, _, err := picket(t, "--clickhouse", url, "query", sql); err != nil {
+					t.Errorf("rule %q advises %q: %v", r.Name, m[1], err)
+				}
+			}
+		}
+	}
+	if n == 0 {
+		t.Error("no rule advises a statement")
+	}
+	t.Logf("%d statements", n)
 }
 
 var example = regexp.MustCompile("(?s)```console\n\\$ ((?:[^\n]*\\\\\n)*[^\n]*)\n(.*?)```\n")
