@@ -59,7 +59,7 @@ func newAlerts(t *target) *cobra.Command {
 		follow           bool
 		severity, output string
 		filter           alertFilter
-		since            time.Duration
+		since            = ago("24h")
 		limit            int
 	)
 	c := &cobra.Command{
@@ -100,7 +100,7 @@ func newAlerts(t *target) *cobra.Command {
 	f.StringVar(&filter.namespace, "namespace", "", "of this namespace")
 	f.StringVar(&filter.pod, "pod", "", "of this pod")
 	f.StringVarP(&output, "output", "o", "table", "table; json: one OCSF Detection Finding a line; falco: one alert a line as Falco writes it")
-	f.DurationVar(&since, "since", 24*time.Hour, "how far back, without --follow")
+	f.Var(&since, "since", sinceUsage+"; without --follow")
 	f.IntVar(&limit, "limit", 1000, "how many at most, the newest, without --follow")
 	c.AddCommand(newAlertShow(t))
 	return c
@@ -137,10 +137,9 @@ func followAlerts(cmd *cobra.Command, t *target, filter *alertFilter, output str
 	return nil
 }
 
-func storedAlerts(cmd *cobra.Command, s store.Config, filter *alertFilter, since time.Duration, limit int, output string, out io.Writer) error {
-	from := max(0, time.Now().Add(-since).Unix()) // ClickHouse's own times wrap before 1970
-	where := fmt.Sprintf("FROM %s.%s FINAL WHERE %s AND time >= toDateTime64(%d, 9, 'UTC') ORDER BY time DESC LIMIT %d",
-		schemas.Database, schemas.AlertsTable, filter.where(), from, limit)
+func storedAlerts(cmd *cobra.Command, s store.Config, filter *alertFilter, since moment, limit int, output string, out io.Writer) error {
+	where := fmt.Sprintf("FROM %s.%s FINAL WHERE %s AND time >= %s ORDER BY time DESC LIMIT %d",
+		schemas.Database, schemas.AlertsTable, filter.where(), seconds(since.time(time.Now())), limit)
 	findings := "SELECT finding FROM (SELECT time, finding " + where + ") ORDER BY time"
 	switch output {
 	case "json":
@@ -155,7 +154,7 @@ func storedAlerts(cmd *cobra.Command, s store.Config, filter *alertFilter, since
 		return err
 	}
 	if len(rows) == 0 {
-		fmt.Fprintf(out, "no such alerts in the last %s\n", span(since))
+		fmt.Fprintf(out, "no such alerts %s\n", since.sinceThen())
 		return nil
 	}
 	return writeTable(out, rows, "ID", "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")

@@ -36,59 +36,12 @@ type hunt struct {
 }
 
 func (h *hunt) flags(c *cobra.Command, since string) {
-	if err := h.since.Set(since); err != nil {
-		panic(err) // a constant
-	}
-	h.until.text = "now"
+	h.since, h.until = ago(since), moment{text: "now"}
 	f := c.Flags()
 	f.StringArrayVar(&h.names, "rule", nil, "name or id of a rule, repeatable")
 	f.StringArrayVar(&h.files, "rules", nil, "rule file or folder, repeatable, in place of the rules in force")
-	f.Var(&h.since, "since", "begin: how long ago (7d, 12h) or a time, UTC (2026-11-23, 2026-11-23T08:00:00Z)")
+	f.Var(&h.since, "since", sinceUsage)
 	f.Var(&h.until, "until", "end, written as the begin")
-}
-
-// moment is a time, or how long ago it was.
-type moment struct {
-	text string
-	at   time.Time // zero: ago counts
-	ago  time.Duration
-}
-
-func (m *moment) String() string { return m.text }
-func (m *moment) Type() string   { return "time" }
-
-// Set implements pflag.Value.
-func (m *moment) Set(s string) error {
-	n := moment{text: s}
-	days, isDays := strings.CutSuffix(s, "d")
-	var err error
-	for _, layout := range []string{time.DateOnly, time.RFC3339} {
-		if n.at, err = time.Parse(layout, s); err == nil {
-			*m = n
-			return nil
-		}
-	}
-	n.at = time.Time{}
-	if isDays {
-		var d uint64
-		if d, err = strconv.ParseUint(days, 10, 16); err == nil {
-			n.ago = time.Duration(d) * 24 * time.Hour
-		}
-	} else {
-		n.ago, err = time.ParseDuration(s)
-	}
-	if err != nil || n.ago < 0 {
-		return errors.New("give a length of time, as 7d, 12h or 30m, or a time, as 2026-11-23 or 2026-11-23T08:00:00Z")
-	}
-	*m = n
-	return nil
-}
-
-func (m *moment) time(now time.Time) time.Time {
-	if m.at.IsZero() {
-		return now.Add(-m.ago)
-	}
-	return m.at
 }
 
 // conditionRule is what a condition of the command line is called.
