@@ -78,7 +78,7 @@ func replayed(t *testing.T, batches []*batch.Batch, ruleFiles ...string) string 
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	r := &replay{eval: set.NewCorrelator(replayLimits), join: enricher.New(), out: json.NewEncoder(&out)}
+	r := &replay{eval: set.NewCorrelator(detector.Offline()), join: enricher.New(), out: json.NewEncoder(&out)}
 	for _, b := range batches {
 		if err := r.evaluate(b); err != nil {
 			t.Fatal(err)
