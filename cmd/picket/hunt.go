@@ -84,7 +84,7 @@ func (h *hunt) load(cmd *cobra.Command, t *target) ([]*rules.Rule, error) {
 	for _, name := range h.names {
 		i := slices.IndexFunc(set.Rules(), func(r *rules.Rule) bool { return r.Name == name || r.ID != "" && r.ID == name })
 		if i < 0 {
-			return nil, fmt.Errorf("no rule has the name or id %q: picket rules list shows them", name)
+			return nil, fmt.Errorf("no rule has the name or id %q: picket rules list shows those that come with Picket, picket rules pull DIR writes those that were pushed", name)
 		}
 		found = append(found, set.Rules()[i])
 	}
