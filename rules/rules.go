@@ -22,6 +22,15 @@ func Default() []rules.Source {
 	return read(".")
 }
 
+// Files returns the rule files of files and folders, or those of the pack where no
+// paths are given.
+func Files(paths []string) ([]rules.Source, error) {
+	if len(paths) == 0 {
+		return Default(), nil
+	}
+	return rules.ReadPaths(paths...)
+}
+
 // Tests returns the tests of the pack.
 func Tests() ([]*ruletest.Test, error) {
 	var out []*ruletest.Test

@@ -24,12 +24,15 @@ const (
 	RulesStateEvery  = 20 * time.Second
 )
 
+// ShippedPack is the Source of rules that are neither pushed nor configured.
+const ShippedPack = "the pack that comes with Picket"
+
 // RulesState says what rules a detector evaluates.
 type RulesState struct {
 	Host    string    `json:"host"`
 	Updated time.Time `json:"updated"`
-	// Source is where the rules are from, in words; Revision that of the pack
-	// in BucketRules, 0 when they are not from there.
+	// Source is where the rules are from, in words (ShippedPack); Revision that of
+	// the pack in BucketRules, 0 when they are not from there.
 	Source   string    `json:"source"`
 	Revision uint64    `json:"revision"`
 	Loaded   time.Time `json:"loaded"`

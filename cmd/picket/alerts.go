@@ -57,16 +57,16 @@ func literal(s string) string { return "unhex('" + hex.EncodeToString([]byte(s))
 func newAlerts(t *target) *cobra.Command {
 	var (
 		follow           bool
-		severity, format string
+		severity, output string
 		filter           alertFilter
-		since            time.Duration
+		since            = ago("24h")
 		limit            int
 	)
 	c := &cobra.Command{
 		Use:   "alerts",
 		Short: "Show alerts: stored ones, or with --follow new ones as they come",
 		Example: `  picket alerts --severity high --since 1h
-  picket alerts --follow --format falco
+  picket alerts --follow -o falco
   picket alerts show 52b2aa4e`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -74,20 +74,20 @@ func newAlerts(t *target) *cobra.Command {
 			if filter.lowest, err = schemas.ParseSeverity(severity); err != nil {
 				return fmt.Errorf("--severity: %w", err)
 			}
-			if format != "table" && format != "json" && format != "falco" {
-				return fmt.Errorf("--format %s: use table, json or falco", format)
+			if output != "table" && output != "json" && output != "falco" {
+				return fmt.Errorf("-o %s: use table, json or falco", output)
 			}
 			show := func(out io.Writer) error {
 				if follow {
-					return followAlerts(cmd, t, &filter, format, out)
+					return followAlerts(cmd, t, &filter, output, out)
 				}
 				s, err := t.store()
 				if err != nil {
 					return err
 				}
-				return storedAlerts(cmd, s, &filter, since, limit, format, out)
+				return storedAlerts(cmd, s, &filter, since, limit, output, out)
 			}
-			if format != "table" {
+			if output != "table" {
 				return screen(cmd.OutOrStdout(), false, show)
 			}
 			return show(cmd.OutOrStdout()) // line by line, in colours
@@ -99,14 +99,14 @@ func newAlerts(t *target) *cobra.Command {
 	f.StringVar(&filter.rule, "rule", "", "of this rule, by its name or its id")
 	f.StringVar(&filter.namespace, "namespace", "", "of this namespace")
 	f.StringVar(&filter.pod, "pod", "", "of this pod")
-	f.StringVarP(&format, "format", "o", "table", "table; json: one OCSF Detection Finding a line; falco: one alert a line as Falco writes it")
-	f.DurationVar(&since, "since", 24*time.Hour, "how far back, without --follow")
+	f.StringVarP(&output, "output", "o", "table", "table; json: one OCSF Detection Finding a line; falco: one alert a line as Falco writes it")
+	f.Var(&since, "since", sinceUsage+"; without --follow")
 	f.IntVar(&limit, "limit", 1000, "how many at most, the newest, without --follow")
 	c.AddCommand(newAlertShow(t))
 	return c
 }
 
-func followAlerts(cmd *cobra.Command, t *target, filter *alertFilter, format string, out io.Writer) error {
+func followAlerts(cmd *cobra.Command, t *target, filter *alertFilter, output string, out io.Writer) error {
 	cfg, err := t.bus(schemas.ServiceReader)
 	if err != nil {
 		return err
@@ -120,7 +120,7 @@ func followAlerts(cmd *cobra.Command, t *target, filter *alertFilter, format str
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		switch format { // a closed standard output ends the process by SIGPIPE
+		switch output { // a closed standard output ends the process by SIGPIPE
 		case "json":
 			_ = enc.Encode(f)
 		case "falco":
@@ -137,12 +137,11 @@ func followAlerts(cmd *cobra.Command, t *target, filter *alertFilter, format str
 	return nil
 }
 
-func storedAlerts(cmd *cobra.Command, s store.Config, filter *alertFilter, since time.Duration, limit int, format string, out io.Writer) error {
-	from := max(0, time.Now().Add(-since).Unix()) // ClickHouse's own times wrap before 1970
-	where := fmt.Sprintf("FROM %s.%s FINAL WHERE %s AND time >= toDateTime64(%d, 9, 'UTC') ORDER BY time DESC LIMIT %d",
-		schemas.Database, schemas.AlertsTable, filter.where(), from, limit)
+func storedAlerts(cmd *cobra.Command, s store.Config, filter *alertFilter, since moment, limit int, output string, out io.Writer) error {
+	where := fmt.Sprintf("FROM %s.%s FINAL WHERE %s AND time >= %s ORDER BY time DESC LIMIT %d",
+		schemas.Database, schemas.AlertsTable, filter.where(), seconds(since.time(time.Now())), limit)
 	findings := "SELECT finding FROM (SELECT time, finding " + where + ") ORDER BY time"
-	switch format {
+	switch output {
 	case "json":
 		return copyQuery(cmd, s, findings, "TSVRaw", out)
 	case "falco":
@@ -155,7 +154,7 @@ func storedAlerts(cmd *cobra.Command, s store.Config, filter *alertFilter, since
 		return err
 	}
 	if len(rows) == 0 {
-		fmt.Fprintf(out, "no such alerts in the last %s\n", span(since))
+		fmt.Fprintf(out, "no such alerts %s\n", since.sinceThen())
 		return nil
 	}
 	return writeTable(out, rows, "ID", "TIME (UTC)", "SEVERITY", "RULE", "NODE", "NAMESPACE/POD", "USER", "MESSAGE")

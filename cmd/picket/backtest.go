@@ -12,7 +12,6 @@ import (
 
 	"picket/internal/rules"
 	"picket/internal/store"
-	defaults "picket/rules"
 	"picket/schemas"
 )
 
@@ -53,7 +52,8 @@ func newBacktest(t *target) *cobra.Command {
   picket rules backtest --rules my-rules.yaml --rule "Web server starts a shell"`,
 		Long: `Evaluates rules over the events in ClickHouse and counts what they match: a day, and by
 workload (namespace and owner of the pod; without Kubernetes the image; on the host the node;
-for audit events the user). It is for rules before they are switched on. Of a rule with
+for audit events the user). It is for rules before they are switched on. Without --rules
+those in force count: of the pushed pack, else of the pack that comes with Picket. Of a rule with
 correlation, baseline or suppress its alerts count, with the workload of the event that
 completed them; it remembers nothing of the time before --since. Rules with raise: false
 count only if --rule names them.`,
@@ -67,7 +67,6 @@ count only if --rule names them.`,
 	}
 	h.flags(c, "30d")
 	c.Flags().StringVarP(&output, "output", "o", "table", "table, or json for one object a line")
-	c.Flags().StringVar(&output, "format", "table", "the same as --output")
 	return c
 }
 
@@ -81,34 +80,18 @@ func workload(c schemas.Class) string {
 }
 
 func (h *hunt) backtest(cmd *cobra.Command, t *target, output string) error {
-	all, err := h.load(cmd.ErrOrStderr())
+	p, err := h.plan(cmd, t)
 	if err != nil {
 		return err
 	}
-	since, until, span, err := h.span(time.Now())
-	if err != nil {
-		return err
-	}
-	single, several := apart(all)
-	parts, err := scans(single, cmd.ErrOrStderr())
-	if err != nil {
-		return err
-	}
-	memory, err := newMemory(several, cmd.ErrOrStderr())
-	if err != nil {
-		return err
-	}
-	s, err := t.store()
-	if err != nil {
-		return err
-	}
-	db, err := store.Open(s, commandLog(cmd))
+	db, err := t.open(cmd)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	results := make(map[*rules.Rule]*backtest, len(all))
-	for _, r := range all {
+	parts, span, since, until := p.parts, p.span, p.since, p.until
+	results := make(map[*rules.Rule]*backtest, len(p.rules))
+	for _, r := range p.rules {
 		results[r] = &backtest{Rule: r.Name, Severity: r.Severity.String(), Enabled: r.Enabled, Several: r.Correlation != nil, Days: []dayCount{}, Workloads: []workloadCount{}}
 	}
 	for i := range parts {
@@ -116,10 +99,10 @@ func (h *hunt) backtest(cmd *cobra.Command, t *target, output string) error {
 			return err
 		}
 	}
-	if err := memory.count(cmd, db, span, until, results); err != nil {
+	if err := p.memory.count(cmd, db, span, until, results); err != nil {
 		return err
 	}
-	parts = append(parts, memory.parts...)
+	parts = append(parts, p.memory.parts...)
 	if err := unread(cmd, db, parts, span); err != nil {
 		return err
 	}
@@ -131,8 +114,8 @@ func (h *hunt) backtest(cmd *cobra.Command, t *target, output string) error {
 		since = first
 	}
 	days := max(1, until.Sub(since).Hours()/24)
-	list := make([]*backtest, 0, len(all))
-	for _, r := range all {
+	list := make([]*backtest, 0, len(p.rules))
+	for _, r := range p.rules {
 		b := results[r]
 		b.finish(days)
 		list = append(list, b)
@@ -140,19 +123,7 @@ func (h *hunt) backtest(cmd *cobra.Command, t *target, output string) error {
 	slices.SortStableFunc(list, func(a, b *backtest) int {
 		return int(min(max(int64(b.Total)-int64(a.Total), -1), 1))
 	})
-	return screen(cmd.OutOrStdout(), output == "table", func(out io.Writer) error {
-		if output == "json" {
-			enc := json.NewEncoder(out)
-			enc.SetEscapeHTML(false)
-			for _, b := range list {
-				if err := enc.Encode(b); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-		return showBacktest(out, list, events, days)
-	})
+	return show(cmd.OutOrStdout(), output, list, func(out io.Writer) error { return showBacktest(out, list, events, days) })
 }
 
 // count adds to the results what the rules of the scan match.
@@ -281,12 +252,4 @@ func showBacktest(out io.Writer, list []*backtest, events uint64, days float64) 
 		fmt.Fprintf(out, "%d of the rules with a number are about several events: it is that of the events, they raise fewer alerts\n", several)
 	}
 	return nil
-}
-
-// defaultsOr reads rule files, or gives the pack that comes with Picket.
-func defaultsOr(paths []string) ([]rules.Source, error) {
-	if len(paths) == 0 {
-		return defaults.Default(), nil
-	}
-	return rules.ReadPaths(paths...)
 }

@@ -18,7 +18,6 @@ import (
 	"picket/internal/rules"
 	"picket/internal/store"
 	"picket/schemas"
-	"picket/services/detector"
 )
 
 // rulesPerScan is how many rules one statement looks for: a table is read once
@@ -37,59 +36,12 @@ type hunt struct {
 }
 
 func (h *hunt) flags(c *cobra.Command, since string) {
-	if err := h.since.Set(since); err != nil {
-		panic(err) // a constant
-	}
-	h.until.text = "now"
+	h.since, h.until = ago(since), moment{text: "now"}
 	f := c.Flags()
 	f.StringArrayVar(&h.names, "rule", nil, "name or id of a rule, repeatable")
-	f.StringArrayVar(&h.files, "rules", nil, "rule file or folder, repeatable, in place of the pack that comes with Picket")
-	f.Var(&h.since, "since", "begin: how long ago (7d, 12h) or a time, UTC (2026-11-23, 2026-11-23T08:00:00Z)")
+	f.StringArrayVar(&h.files, "rules", nil, "rule file or folder, repeatable, in place of the rules in force")
+	f.Var(&h.since, "since", sinceUsage)
 	f.Var(&h.until, "until", "end, written as the begin")
-}
-
-// moment is a time, or how long ago it was.
-type moment struct {
-	text string
-	at   time.Time // zero: ago counts
-	ago  time.Duration
-}
-
-func (m *moment) String() string { return m.text }
-func (m *moment) Type() string   { return "time" }
-
-// Set implements pflag.Value.
-func (m *moment) Set(s string) error {
-	n := moment{text: s}
-	days, isDays := strings.CutSuffix(s, "d")
-	var err error
-	for _, layout := range []string{time.DateOnly, time.RFC3339} {
-		if n.at, err = time.Parse(layout, s); err == nil {
-			*m = n
-			return nil
-		}
-	}
-	n.at = time.Time{}
-	if isDays {
-		var d uint64
-		if d, err = strconv.ParseUint(days, 10, 16); err == nil {
-			n.ago = time.Duration(d) * 24 * time.Hour
-		}
-	} else {
-		n.ago, err = time.ParseDuration(s)
-	}
-	if err != nil || n.ago < 0 {
-		return errors.New("give a length of time, as 7d, 12h or 30m, or a time, as 2026-11-23 or 2026-11-23T08:00:00Z")
-	}
-	*m = n
-	return nil
-}
-
-func (m *moment) time(now time.Time) time.Time {
-	if m.at.IsZero() {
-		return now.Add(-m.ago)
-	}
-	return m.at
 }
 
 // conditionRule is what a condition of the command line is called.
@@ -98,17 +50,22 @@ const conditionRule = "--condition"
 var auditField = regexp.MustCompile(`\b(ka|jevt)\.`)
 
 // load returns the rules to look for, and tells of warnings that concern them.
-func (h *hunt) load(errOut io.Writer) ([]*rules.Rule, error) {
+func (h *hunt) load(cmd *cobra.Command, t *target) ([]*rules.Rule, error) {
+	errOut := cmd.ErrOrStderr()
+	files, err := h.sources(cmd, t)
+	if err != nil {
+		return nil, err
+	}
 	if h.condition != "" {
-		r, err := h.loadCondition()
+		r, err := h.loadCondition(files)
 		if err != nil {
 			return nil, err
 		}
 		return []*rules.Rule{r}, nil
 	}
-	set, warnings, err := detector.LoadRules(h.files)
+	set, warnings, err := rules.Load(files, rules.Options{})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("rules do not load:\n%w", err)
 	}
 	for _, w := range warnings {
 		if w.LeftOut && (len(h.names) == 0 || slices.Contains(h.names, w.Rule)) {
@@ -127,20 +84,30 @@ func (h *hunt) load(errOut io.Writer) ([]*rules.Rule, error) {
 	for _, name := range h.names {
 		i := slices.IndexFunc(set.Rules(), func(r *rules.Rule) bool { return r.Name == name || r.ID != "" && r.ID == name })
 		if i < 0 {
-			return nil, fmt.Errorf("no rule has the name or id %q: picket rules list shows them", name)
+			return nil, fmt.Errorf("no rule has the name or id %q: picket rules list shows those that come with Picket, picket rules pull DIR writes those that were pushed", name)
 		}
 		found = append(found, set.Rules()[i])
 	}
 	return found, nil
 }
 
+// sources returns the rule files that were named, else those in force, and says
+// which these are.
+func (h *hunt) sources(cmd *cobra.Command, t *target) ([]rules.Source, error) {
+	if len(h.files) > 0 {
+		return rules.ReadPaths(h.files...)
+	}
+	files, what, err := t.rulesInForce(cmd)
+	if err != nil {
+		return nil, fmt.Errorf("which rules are in force is not known: %w; --rules names files in their place", err)
+	}
+	fmt.Fprintln(cmd.ErrOrStderr(), "rules:", what)
+	return files, nil
+}
+
 // loadCondition makes a rule of the condition. It may use macros and lists of
 // the rule files.
-func (h *hunt) loadCondition() (*rules.Rule, error) {
-	files, err := defaultsOr(h.files)
-	if err != nil {
-		return nil, err
-	}
+func (h *hunt) loadCondition(files []rules.Source) (*rules.Rule, error) {
 	source, output := "syscall", "%evt.type %evt.args | command=%proc.cmdline parent=%proc.pname user=%user.name container=%container.name question=%dns.question.name"
 	if auditField.MatchString(h.condition) {
 		source, output = "k8s_audit", "%ka.verb %ka.uri | user=%ka.user.name code=%ka.response.code agent=%ka.useragent"
@@ -331,7 +298,8 @@ func newHunt(t *target) *cobra.Command {
   picket hunt --rules my-rules.yaml --since 2026-11-20 --until 2026-11-23
   picket hunt --condition 'started and proc.pname = nginx' -o json`,
 		Long: `Evaluates rules over the events in ClickHouse, with the meaning that they have in the
-detector, and shows what matches, the newest first. Rules that are switched off are
+detector, and shows what matches, the newest first. Without --rules they are those in
+force: of the pushed pack, else of the pack that comes with Picket. Rules that are switched off are
 evaluated too; those with raise: false only if --rule names them. Of a rule with
 correlation, baseline or suppress its alerts show; it remembers nothing of the time
 before --since.
@@ -360,30 +328,40 @@ Kubernetes audit events if a field of it begins with ka. or jevt.`,
 	f.StringVar(&h.condition, "condition", "", "condition in the language of rules")
 	f.IntVar(&limit, "limit", 1000, "how many at most, the newest")
 	f.StringVarP(&output, "output", "o", "table", "table, or json for one object a line")
-	f.StringVar(&output, "format", "table", "the same as --output")
 	f.BoolVar(&asSQL, "sql", false, "print the statements for ClickHouse and run nothing")
 	return c
 }
 
+// plan is what is looked for, where, and in what time.
+type plan struct {
+	rules        []*rules.Rule
+	parts        []scan // of rules about one event
+	memory       *memory
+	since, until time.Time
+	span         string // the time as a condition
+}
+
+func (h *hunt) plan(cmd *cobra.Command, t *target) (p plan, err error) {
+	if p.since, p.until, p.span, err = h.span(time.Now()); err != nil {
+		return p, err
+	}
+	if p.rules, err = h.load(cmd, t); err != nil {
+		return p, err
+	}
+	single, several := apart(p.rules)
+	if p.parts, err = scans(single, cmd.ErrOrStderr()); err != nil {
+		return p, err
+	}
+	p.memory, err = newMemory(several, cmd.ErrOrStderr())
+	return p, err
+}
+
 func (h *hunt) run(cmd *cobra.Command, t *target, limit int, output string, asSQL bool) error {
-	errOut := cmd.ErrOrStderr()
-	all, err := h.load(errOut)
+	p, err := h.plan(cmd, t)
 	if err != nil {
 		return err
 	}
-	_, until, span, err := h.span(time.Now())
-	if err != nil {
-		return err
-	}
-	all, several := apart(all)
-	parts, err := scans(all, errOut)
-	if err != nil {
-		return err
-	}
-	memory, err := newMemory(several, errOut)
-	if err != nil {
-		return err
-	}
+	parts, memory, span := p.parts, p.memory, p.span
 	most := limit
 	if !asSQL {
 		most++ // tells whether there are more
@@ -405,11 +383,7 @@ func (h *hunt) run(cmd *cobra.Command, t *target, limit int, output string, asSQ
 			return err
 		})
 	}
-	s, err := t.store()
-	if err != nil {
-		return err
-	}
-	db, err := store.Open(s, commandLog(cmd))
+	db, err := t.open(cmd)
 	if err != nil {
 		return err
 	}
@@ -425,7 +399,7 @@ func (h *hunt) run(cmd *cobra.Command, t *target, limit int, output string, asSQ
 			return err
 		}
 	}
-	alerts, err := memory.newest(cmd, db, span, until, most)
+	alerts, err := memory.newest(cmd, db, span, p.until, most)
 	if err != nil {
 		return err
 	}
@@ -436,9 +410,9 @@ func (h *hunt) run(cmd *cobra.Command, t *target, limit int, output string, asSQ
 	slices.SortStableFunc(hits, newestFirst)
 	if len(hits) > limit {
 		hits = hits[:limit]
-		fmt.Fprintf(errOut, "only the newest %d are shown: --limit shows more\n", limit)
+		fmt.Fprintf(cmd.ErrOrStderr(), "only the newest %d are shown: --limit shows more\n", limit)
 	}
-	return screen(cmd.OutOrStdout(), output == "table", func(out io.Writer) error { return showHits(out, hits, output) })
+	return show(cmd.OutOrStdout(), output, hits, func(out io.Writer) error { return showHits(out, hits) })
 }
 
 // found reads a row of statement.
@@ -476,17 +450,24 @@ func (s *scan) found(row []json.RawMessage) (found, error) {
 	return f, nil
 }
 
-func showHits(out io.Writer, hits []found, output string) error {
-	if output == "json" {
+// show writes a list as JSON, an object a line, or as the table that is asked for.
+func show[T any](out io.Writer, output string, list []T, table func(io.Writer) error) error {
+	if output == "table" {
+		return table(out) // its cells cannot steer a terminal
+	}
+	return screen(out, false, func(out io.Writer) error {
 		enc := json.NewEncoder(out)
 		enc.SetEscapeHTML(false)
-		for _, h := range hits {
-			if err := enc.Encode(h); err != nil {
+		for _, x := range list {
+			if err := enc.Encode(x); err != nil {
 				return err
 			}
 		}
 		return nil
-	}
+	})
+}
+
+func showHits(out io.Writer, hits []found) error {
 	if len(hits) == 0 {
 		_, err := fmt.Fprintln(out, "nothing in the stored events matches")
 		return err

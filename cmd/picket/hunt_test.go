@@ -2,30 +2,20 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"net/http"
 	"os"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/prometheus/client_golang/prometheus"
-
 	"picket/internal/batch"
-	"picket/internal/bus"
-	"picket/internal/clickhousebin/clickhousetest"
-	"picket/internal/health"
-	"picket/internal/natsserver/natstest"
-	"picket/internal/store"
+	"picket/internal/store/storetest"
 	"picket/schemas"
 	auditlogingest "picket/services/auditlog-ingest"
 	"picket/services/detector"
@@ -65,72 +55,19 @@ func recordings(t *testing.T) (url string, events int, batches []*batch.Batch) {
 	}
 	batches = append([]*batch.Batch{audit.Batch()}, batches...) // it is of the morning, the others of the evening
 
-	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	cfg := store.DefaultConfig()
-	cfg.URL = clickhousetest.Start(t, "").URL
-	db, err := store.Open(cfg, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	if err := db.Migrate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	server := natstest.Start(t)
-	pub := natstest.Connect(t, server, schemas.ServiceEnricher)
-	rows := map[string]int{}
+	tables := storetest.Start(t)
 	join := enricher.New()
-	for i, b := range batches {
+	for _, b := range batches {
 		cluster, node := schemas.Token(b.Str(schemas.Cluster, 0)), schemas.Token(b.Str(schemas.Node, 0))
-		if b, err = join.Enrich(b, cluster, node); err != nil {
-			t.Fatal(err)
-		}
-		encoded, err := batch.Encode(b)
+		enriched, err := join.Enrich(b, cluster, node)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for part, e := range encoded {
-			n := e.Batch.Rows()
-			events += n
-			subject := schemas.EventsSubject(cluster, node, b.Class())
-			rows[subject] += n
-			m := nats.NewMsg(subject)
-			m.Data = e.Data
-			number := uint64(i*1000 + part)
-			for k, v := range map[string]string{
-				schemas.HeaderRun: "run", schemas.HeaderBatch: strconv.FormatUint(number, 10), schemas.HeaderBatchID: schemas.BatchIDOf("run", number),
-				schemas.HeaderRows: strconv.Itoa(n), schemas.HeaderCumulative: strconv.Itoa(rows[subject]),
-			} {
-				m.Header.Set(k, v)
-			}
-			if _, err := pub.JS.PublishMsg(t.Context(), m); err != nil {
-				t.Fatal(err)
-			}
-		}
+		events += enriched.Rows()
+		tables.Publish(cluster, node, enriched)
 	}
-	write(t, db, natstest.Connect(t, server, schemas.ServiceSink), log)
-	var selects []string
-	for _, c := range append(schemas.NodeClasses(), schemas.Audit) {
-		selects = append(selects, "SELECT count() AS n FROM "+c.Table())
-	}
-	sql := "SELECT sum(n) FROM (" + strings.Join(selects, " UNION ALL ") + ")"
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		r, err := db.Query(t.Context(), sql, "TabSeparated")
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := io.ReadAll(r)
-		_ = r.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if strings.TrimSpace(string(got)) == strconv.Itoa(events) {
-			return cfg.URL, events, batches
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the tables have %s events, want %d", got, events)
-		}
-	}
+	tables.Wait()
+	return tables.URL, events, batches
 }
 
 // replayed is what picket replay prints of batches of several recordings.
@@ -141,7 +78,7 @@ func replayed(t *testing.T, batches []*batch.Batch, ruleFiles ...string) string 
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	r := &replay{eval: set.NewCorrelator(replayLimits), join: enricher.New(), out: json.NewEncoder(&out)}
+	r := &replay{eval: set.NewCorrelator(detector.Offline()), join: enricher.New(), out: json.NewEncoder(&out)}
 	for _, b := range batches {
 		if err := r.evaluate(b); err != nil {
 			t.Fatal(err)
@@ -151,26 +88,6 @@ func replayed(t *testing.T, batches []*batch.Batch, ruleFiles ...string) string 
 		t.Fatal(err)
 	}
 	return out.String()
-}
-
-// write runs the sink's writer until the test ends.
-func write(t *testing.T, db *store.DB, b *bus.Bus, log *slog.Logger) {
-	reg := prometheus.NewRegistry()
-	insert := store.DefaultInsert()
-	insert.FlushInterval = 50 * time.Millisecond
-	w := store.NewWriter(db, b, store.WriterOptions{
-		Stream: schemas.StreamEvents, Durable: schemas.DurableSink, Source: store.NewEvents(), Insert: insert, Grace: 5 * time.Second,
-		Service: schemas.ServiceSink, Health: health.New(schemas.ServiceSink, "c1", "", "run", log, reg),
-	}, log, reg)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- w.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("the writer ended with: %v", err)
-		}
-	})
 }
 
 // picket runs a command line.
@@ -373,6 +290,7 @@ func TestHunt(t *testing.T) {
 	}
 
 	t.Run("docs", func(t *testing.T) { examples(t, url) })
+	t.Run("advice", func(t *testing.T) { advice(t, url) })
 
 	// Documents that ClickHouse does not read are told of.
 	answer, err := http.Post(url, "text/plain", strings.NewReader(`INSERT INTO picket.audit (event_id, time, batch_date, audit_request_object)
@@ -384,7 +302,7 @@ func TestHunt(t *testing.T) {
 		t.Fatalf("%s", text)
 	}
 	_ = answer.Body.Close()
-	if _, errOut = run("hunt", "--condition", "ka.req.pod.host_pid intersects (true)", "--since", "2001-01-01", "--until", "2001-01-02"); !strings.HasPrefix(errOut, "1 audit events have objects that ClickHouse does not read") {
+	if _, errOut = run("hunt", "--condition", "ka.req.pod.host_pid intersects (true)", "--since", "2001-01-01", "--until", "2001-01-02"); !strings.Contains(errOut, "\n1 audit events have objects that ClickHouse does not read") {
 		t.Errorf("of a document that ClickHouse does not read hunt says %q", errOut)
 	}
 }
@@ -403,6 +321,33 @@ func difference(a, b []string) string {
 		}
 	}
 	return strings.Join(out[:min(10, len(out))], "\n")
+}
+
+var statement = regexp.MustCompile(`picket query "([^"]*)"`)
+
+// advice runs the statements that the rules of the pack give as advice: tables and
+// columns are there.
+func advice(t *testing.T, url string) {
+	set, _, err := detector.LoadRules(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, r := range set.Rules() {
+		for _, text := range slices.Concat(r.Response, r.FalsePositives) {
+			for _, m := range statement.FindAllStringSubmatch(text, -1) {
+				n++
+				sql := strings.ReplaceAll(strings.ReplaceAll(m[1], "'…'", "''"), "…", "0")
+				if _, _, err := picket(t, "--clickhouse", url, "query", sql); err != nil {
+					t.Errorf("rule %q advises %q: %v", r.Name, m[1], err)
+				}
+			}
+		}
+	}
+	if n == 0 {
+		t.Error("no rule advises a statement")
+	}
+	t.Logf("%d statements", n)
 }
 
 var example = regexp.MustCompile("(?s)```console\n\\$ ((?:[^\n]*\\\\\n)*[^\n]*)\n(.*?)```\n")

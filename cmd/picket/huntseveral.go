@@ -19,6 +19,7 @@ import (
 	"picket/internal/rules"
 	"picket/internal/store"
 	"picket/schemas"
+	"picket/services/detector"
 )
 
 // Rules about several events over stored ones: ClickHouse finds the rows that match
@@ -127,7 +128,7 @@ func (m *memory) eval(cmd *cobra.Command, db *store.DB, span string, until time.
 	if len(m.parts) == 0 {
 		return nil
 	}
-	state := correlation.New(replayLimits)
+	state := correlation.New(detector.Offline())
 	take := func() error {
 		alerts := state.Alerts()
 		for i := range alerts {

@@ -81,6 +81,15 @@ func (t *target) store() (store.Config, error) {
 	return cfg, cfg.Validate()
 }
 
+// open opens ClickHouse.
+func (t *target) open(cmd *cobra.Command) (*store.DB, error) {
+	cfg, err := t.store()
+	if err != nil {
+		return nil, err
+	}
+	return store.Open(cfg, commandLog(cmd))
+}
+
 // bus returns how to reach NATS as a service.
 func (t *target) bus(service string) (bus.Config, error) {
 	if t.nats != "" {

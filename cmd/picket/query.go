@@ -5,9 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
+	"regexp"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -18,6 +17,10 @@ import (
 // formats are ClickHouse's names of what -o offers.
 var formats = map[string]string{"table": "PrettyCompactMonoBlock", "json": "JSONEachRow", "csv": "CSVWithNames"}
 
+// formatClause is how a statement may name its format. ORDER BY format DESC looks
+// the same.
+var formatClause = regexp.MustCompile(`(?is)\sFORMAT\s+([a-z][a-z0-9]*)\s*;?\s*$`)
+
 func newQuery(t *target) *cobra.Command {
 	var output string
 	c := &cobra.Command{
@@ -25,22 +28,31 @@ func newQuery(t *target) *cobra.Command {
 		Short: "Ask ClickHouse: events, alerts and Picket's health are tables of the database picket",
 		Example: `  picket query "SELECT rule, count() FROM alerts FINAL GROUP BY rule ORDER BY 2 DESC"
   picket query "SELECT time, process_name, process_command_line FROM process WHERE action = 'exec' ORDER BY time DESC LIMIT 20"
-  picket query "DESCRIBE network" -o json`,
+  picket query "DESCRIBE network" -o json
+  picket query "SELECT * FROM alerts FINAL LIMIT 1 FORMAT Vertical"`,
 		Long: `Asks ClickHouse. What does not print is escaped (\n, \x1b, \xff) in a table, and on a
 terminal in every format: names and arguments of processes are an attacker's. Written to a
-file or a pipe, json and csv are what ClickHouse gives; hex(column) shows bytes.`,
+file or a pipe, json and csv are what ClickHouse gives; hex(column) shows bytes. A statement
+may end in FORMAT and any of ClickHouse's formats in place of -o.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			format, ok := formats[output]
 			if !ok {
 				return fmt.Errorf("-o %s: use table, json or csv", output)
 			}
+			sql, people := args[0], output == "table"
+			if own := formatClause.FindStringSubmatchIndex(sql); own != nil && !strings.EqualFold(sql[own[2]:own[3]], "desc") && !strings.EqualFold(sql[own[2]:own[3]], "asc") {
+				if cmd.Flags().Changed("output") {
+					return fmt.Errorf("-o %s, and the statement ends in%s: leave out one", output, strings.TrimRight(sql[own[0]:], "; \n"))
+				}
+				sql, format, people = sql[:own[0]], sql[own[2]:own[3]], false
+			}
 			s, err := t.store()
 			if err != nil {
 				return err
 			}
-			return screen(cmd.OutOrStdout(), output == "table", func(out io.Writer) error {
-				return copyQuery(cmd, s, args[0], format, out)
+			return screen(cmd.OutOrStdout(), people, func(out io.Writer) error {
+				return copyQuery(cmd, s, sql, format, out)
 			})
 		},
 	}
@@ -96,39 +108,4 @@ func queryRows(cmd *cobra.Command, s store.Config, sql string) ([][]string, erro
 		}
 		rows = append(rows, row)
 	}
-}
-
-// table writes aligned columns.
-type table struct{ w *tabwriter.Writer }
-
-func newTable(out io.Writer, head ...string) table {
-	t := table{tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)}
-	t.row(head...)
-	return t
-}
-
-func (t table) row(cells ...string) {
-	for i, c := range cells {
-		cells[i] = terminal.Text(c)
-	}
-	fmt.Fprintln(t.w, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
-}
-
-func (t table) flush() error { return t.w.Flush() }
-
-// writeTable writes a whole table, without the columns that are empty in every row.
-func writeTable(out io.Writer, rows [][]string, head ...string) error {
-	full := func(row []string) (cells []string) {
-		for i, c := range row {
-			if slices.ContainsFunc(rows, func(r []string) bool { return r[i] != "" }) {
-				cells = append(cells, c)
-			}
-		}
-		return cells
-	}
-	t := newTable(out, full(head)...)
-	for _, r := range rows {
-		t.row(full(r)...)
-	}
-	return t.flush()
 }

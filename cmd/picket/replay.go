@@ -49,7 +49,7 @@ written there. The exit code is 0 whether or not alerts were raised.`,
 				return err
 			}
 			out := bufio.NewWriterSize(cmd.OutOrStdout(), 64<<10)
-			r := &replay{eval: set.NewCorrelator(replayLimits), join: enricher.New(), out: json.NewEncoder(out)}
+			r := &replay{eval: set.NewCorrelator(detector.Offline()), join: enricher.New(), out: json.NewEncoder(out)}
 			r.out.SetEscapeHTML(false)
 			read := map[string]func([]byte) error{"capture": r.capture, "kube-audit": r.kubeAudit}[format]
 			if read == nil {
@@ -199,9 +199,6 @@ func (r *replay) correlated(several []correlation.Alert) error {
 	}
 	return nil
 }
-
-// replayLimits bound what rules about several events remember in a replay.
-var replayLimits = correlation.Limits{Lateness: detector.DefaultConfig().Correlation.Lateness, Keys: 200_000, Bytes: 256 << 20}
 
 // print writes one alert, or a later revision of one.
 func (r *replay) print(f *schemas.Finding) error {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/user"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -59,7 +58,7 @@ configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is 
 			if err != nil {
 				return fmt.Errorf("nothing is pushed: the rules do not load:\n%w", err)
 			}
-			return t.withPack(cmd, func(ctx context.Context, kv jetstream.KeyValue) error {
+			return t.withPack(cmd, func(ctx context.Context, _ *bus.Bus, kv jetstream.KeyValue) error {
 				revision, err := kv.Put(ctx, schemas.RulePackKey, data)
 				if err != nil {
 					return fmt.Errorf("push the pack: %w", err)
@@ -78,7 +77,7 @@ configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is 
 		Short: "Write the files of the pushed pack into a new or empty folder",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return t.withPack(cmd, func(ctx context.Context, kv jetstream.KeyValue) error {
+			return t.withPack(cmd, func(ctx context.Context, _ *bus.Bus, kv jetstream.KeyValue) error {
 				e, err := packRevision(ctx, kv, revision)
 				if err != nil {
 					return err
@@ -90,7 +89,7 @@ configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is 
 				if err := writePack(args[0], pack); err != nil {
 					return err
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "revision %d: %d files in %s\n", e.Revision(), len(pack.Files), args[0])
+				fmt.Fprintf(cmd.OutOrStdout(), "revision %d: %s in %s\n", e.Revision(), number(len(pack.Files), "file"), args[0])
 				return nil
 			})
 		},
@@ -102,7 +101,7 @@ configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is 
 		Short: fmt.Sprintf("List the last %d revisions of the pushed pack", schemas.RulePackRevisions),
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return t.withPack(cmd, func(ctx context.Context, kv jetstream.KeyValue) error {
+			return t.withPack(cmd, func(ctx context.Context, _ *bus.Bus, kv jetstream.KeyValue) error {
 				entries, err := kv.History(ctx, schemas.RulePackKey)
 				if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
 					return err
@@ -133,7 +132,7 @@ configuration; ` + "`picket status`" + ` shows which has taken what. Nothing is 
 		Short: "Take the pushed pack back: every detector uses the rules of its configuration again",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return t.withPack(cmd, func(ctx context.Context, kv jetstream.KeyValue) error {
+			return t.withPack(cmd, func(ctx context.Context, _ *bus.Bus, kv jetstream.KeyValue) error {
 				if _, err := kv.Get(ctx, schemas.RulePackKey); errors.Is(err, jetstream.ErrKeyNotFound) {
 					return errors.New("no pack is pushed: every detector has the rules of its configuration")
 				}
@@ -157,8 +156,8 @@ func pusher() string {
 	return host
 }
 
-// withPack calls do with the bucket of the pack.
-func (t *target) withPack(cmd *cobra.Command, do func(context.Context, jetstream.KeyValue) error) error {
+// withPack calls do with NATS and the bucket of the pack.
+func (t *target) withPack(cmd *cobra.Command, do func(context.Context, *bus.Bus, jetstream.KeyValue) error) error {
 	cfg, err := t.bus(schemas.ServiceAdmin)
 	if err != nil {
 		return err
@@ -174,8 +173,10 @@ func (t *target) withPack(cmd *cobra.Command, do func(context.Context, jetstream
 	if err != nil {
 		return err
 	}
-	return do(ctx, kv)
+	return do(ctx, b, kv)
 }
+
+var errNoPack = errors.New("no pack is pushed: `picket rules push PATH` pushes one")
 
 // packRevision returns a revision of the pack, the newest for 0.
 func packRevision(ctx context.Context, kv jetstream.KeyValue, revision uint64) (jetstream.KeyValueEntry, error) {
@@ -192,12 +193,14 @@ func packRevision(ctx context.Context, kv jetstream.KeyValue, revision uint64) (
 	case errors.Is(err, jetstream.ErrKeyNotFound) && revision > 0:
 		return nil, fmt.Errorf("there is no revision %d of the pack: `picket rules history` lists those that are kept", revision)
 	case errors.Is(err, jetstream.ErrKeyNotFound):
-		return nil, errors.New("no pack is pushed: `picket rules push PATH` pushes one")
+		return nil, errNoPack
 	}
 	return nil, err
 }
 
-// writePack writes the files of a pack into a folder that has none.
+// writePack writes the files of a pack into a folder that has none. There they have
+// names that load in the order of the pack: `picket rules push` of the folder pushes
+// the same rules again.
 func writePack(dir string, pack *rulepack.Pack) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -212,46 +215,116 @@ func writePack(dir string, pack *rulepack.Pack) error {
 		return err
 	}
 	defer root.Close()
-	for _, f := range pack.Files {
-		if err := root.MkdirAll(filepath.Dir(f.Name), 0o755); err != nil {
-			return err
-		}
-		if err := root.WriteFile(f.Name, []byte(f.Text), 0o644); err != nil {
+	for i, name := range pack.FileNames() {
+		if err := root.WriteFile(name, []byte(pack.Files[i].Text), 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// rulesInForce shows what rules each detector evaluates, and what it refuses.
-func rulesInForce(ctx context.Context, b *bus.Bus, out io.Writer) error {
-	kv, err := b.JS.KeyValue(ctx, schemas.BucketState)
-	if err != nil {
-		return fmt.Errorf("bucket %s: %w (run `picket migrate`)", schemas.BucketState, err)
+// rulesInForce returns the rule files that the detectors evaluate, so far as they
+// can be had from here, and says which those are: the revision of the pushed pack
+// that is in force, else the pack that comes with Picket.
+func (t *target) rulesInForce(cmd *cobra.Command) (files []rules.Source, what string, err error) {
+	const shipped = schemas.ShippedPack
+	if t.nats == "" && t.clickhouse != "" {
+		return defaults.Default(), shipped + " (NATS knows what is in force: --nats names it)", nil
 	}
-	keys, err := kv.ListKeysFiltered(ctx, schemas.RulesStatePrefix+"*")
-	if err != nil {
-		return fmt.Errorf("rules in force: %w", err)
+	if _, err := t.bus(schemas.ServiceAdmin); err != nil { // the statements can be had without a Picket that runs
+		return defaults.Default(), shipped + " (no Picket runs here that has others)", nil
 	}
-	var states []schemas.RulesState
-	for key := range keys.Keys() {
-		e, err := kv.Get(ctx, key)
+	err = t.withPack(cmd, func(ctx context.Context, b *bus.Bus, kv jetstream.KeyValue) error {
+		states, err := rulesStates(ctx, b)
 		if err != nil {
-			continue // a detector that has just ended
+			return err
 		}
+		var revision uint64
+		if n := len(states); n > 0 { // the one that loaded last has the newest
+			if revision = states[n-1].Revision; revision == 0 {
+				if files, what = defaults.Default(), shipped; states[n-1].Source != shipped {
+					what += fmt.Sprintf(" (the detector on %s has %s: --rules names them)", states[n-1].Host, states[n-1].Source)
+				}
+				return nil
+			}
+		}
+		e, err := packRevision(ctx, kv, revision)
+		if revision == 0 && errors.Is(err, errNoPack) {
+			files, what = defaults.Default(), shipped
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		pack, err := rulepack.Decode(e.Value())
+		if err != nil {
+			return fmt.Errorf("revision %d: %w", e.Revision(), err)
+		}
+		files, what = pack.Sources(), fmt.Sprintf("revision %d of the pushed pack", e.Revision())
+		return nil
+	})
+	return files, what, err
+}
+
+// rulesStates returns what rules each detector that runs evaluates, the one that
+// loaded them last at the end.
+func rulesStates(ctx context.Context, b *bus.Bus) ([]schemas.RulesState, error) {
+	var states []schemas.RulesState
+	err := eachState(ctx, b, schemas.RulesStatePrefix+"*", func(e jetstream.KeyValueEntry) error {
 		var s schemas.RulesState
 		if err := json.Unmarshal(e.Value(), &s); err != nil {
-			return fmt.Errorf("%s in %s: %w", key, schemas.BucketState, err)
+			return err
 		}
 		if time.Since(e.Created()) < 3*schemas.RulesStateEvery {
 			states = append(states, s)
 		}
+		return nil
+	})
+	slices.SortFunc(states, func(a, b schemas.RulesState) int { return a.Loaded.Compare(b.Loaded) })
+	return states, err
+}
+
+// eachState calls each for the entries of BucketState whose keys match, in the order
+// of the keys.
+func eachState(ctx context.Context, b *bus.Bus, pattern string, each func(jetstream.KeyValueEntry) error) error {
+	kv, err := b.JS.KeyValue(ctx, schemas.BucketState)
+	if err != nil {
+		return fmt.Errorf("bucket %s: %w (run `picket migrate`)", schemas.BucketState, err)
+	}
+	list, err := kv.ListKeysFiltered(ctx, pattern)
+	if err != nil {
+		return fmt.Errorf("bucket %s: %w", schemas.BucketState, err)
+	}
+	var keys []string
+	for k := range list.Keys() {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		e, err := kv.Get(ctx, k)
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			continue // its service has just ended
+		}
+		if err == nil {
+			err = each(e)
+		}
+		if err != nil {
+			return fmt.Errorf("bucket %s: key %s: %w", schemas.BucketState, k, err)
+		}
+	}
+	return nil
+}
+
+// showRulesInForce shows what rules each detector evaluates, and what it refuses.
+func showRulesInForce(ctx context.Context, b *bus.Bus, out io.Writer) error {
+	states, err := rulesStates(ctx, b)
+	if err != nil {
+		return err
 	}
 	if len(states) == 0 {
 		fmt.Fprint(out, "No detector says what rules it has: none runs, or none reaches NATS.\n\n")
 		return nil
 	}
-	slices.SortFunc(states, func(a, b schemas.RulesState) int { return a.Loaded.Compare(b.Loaded) })
 	t := newTable(out, "DETECTOR ON", "RULES", "FROM", "SINCE (UTC)", "WARNINGS")
 	for _, s := range states {
 		t.row(s.Host, fmt.Sprint(s.Rules), s.Source, s.Loaded.Format(time.DateTime), fmt.Sprint(s.Warnings))

@@ -16,12 +16,9 @@ func newRules() *cobra.Command {
 		Use:   "list [PATH]...",
 		Short: "List the rules of files and folders; without a path those of the pack that comes with Picket",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			files := defaults.Default()
-			if len(args) > 0 {
-				var err error
-				if files, err = rules.ReadPaths(args...); err != nil {
-					return err
-				}
+			files, err := defaults.Files(args)
+			if err != nil {
+				return err
 			}
 			set, _, err := rules.Load(files, rules.Options{})
 			if err != nil {

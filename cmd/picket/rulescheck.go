@@ -31,7 +31,7 @@ type diagnostic struct {
 	LeftOut  bool   `json:"left_out,omitempty"` // the rule is not loaded because of this
 }
 
-// checked is the whole answer of `picket rules check --json`.
+// checked is the whole answer of `picket rules check -o json`.
 type checked struct {
 	Files       int          `json:"files"`
 	Rules       int          `json:"rules"`
@@ -42,23 +42,24 @@ type checked struct {
 }
 
 func newRulesCheck() *cobra.Command {
-	var strict, asJSON bool
+	var strict bool
+	var output string
 	c := &cobra.Command{
 		Use:   "check [PATH]...",
 		Short: "Check rule files and folders as they would be loaded, in this order; without a path the pack that comes with Picket",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			files := defaults.Default()
-			if len(args) > 0 {
-				var err error
-				if files, err = rules.ReadPaths(args...); err != nil {
-					return err
-				}
+			if output != "text" && output != "json" {
+				return fmt.Errorf("-o %s: use text or json", output)
+			}
+			files, err := defaults.Files(args)
+			if err != nil {
+				return err
 			}
 			result, err := check(files)
 			if err != nil {
 				return err
 			}
-			if asJSON {
+			if output == "json" {
 				enc := json.NewEncoder(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")
 				enc.SetEscapeHTML(false)
@@ -66,7 +67,7 @@ func newRulesCheck() *cobra.Command {
 					return err
 				}
 			} else {
-				show(cmd.OutOrStdout(), files, result)
+				showDiagnostics(cmd.OutOrStdout(), files, result)
 			}
 			if result.Errors > 0 || strict && result.Warnings > 0 {
 				return fmt.Errorf("%s and %s in %s", number(result.Errors, "error"), number(result.Warnings, "warning"), number(result.Files, "file"))
@@ -75,7 +76,7 @@ func newRulesCheck() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&strict, "strict", false, "fail on warnings too")
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON, for editors and CI")
+	c.Flags().StringVarP(&output, "output", "o", "text", "text: each fault with its line; json: for editors and CI")
 	return c
 }
 
@@ -127,9 +128,9 @@ func number(n int, what string) string {
 // maxShown is how many characters of a line of a rule file are shown.
 const maxShown = 120
 
-// show prints each diagnostic with the line that it is about and a caret below
+// showDiagnostics prints each with the line that it is about and a caret below
 // the place.
-func show(out io.Writer, files []rules.Source, result checked) {
+func showDiagnostics(out io.Writer, files []rules.Source, result checked) {
 	lines := make(map[string][][]byte, len(files))
 	for _, f := range files {
 		lines[f.Name] = bytes.Split(f.Data, []byte("\n"))

@@ -22,7 +22,7 @@ import (
 )
 
 func newStatus(t *target) *cobra.Command {
-	var since time.Duration
+	since := ago("24h")
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show whether everything works, how far it is behind, and what was lost where and why",
@@ -51,7 +51,7 @@ func newStatus(t *target) *cobra.Command {
 			return errors.Join(errs...)
 		},
 	}
-	c.Flags().DurationVar(&since, "since", 24*time.Hour, "how far back events and losses are counted")
+	c.Flags().Var(&since, "since", sinceUsage+", of the events and losses that are counted")
 	return c
 }
 
@@ -139,26 +139,15 @@ func streams(cmd *cobra.Command, cfg bus.Config, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(out)
-	if err := rulesInForce(ctx, b, out); err != nil {
+	if err := showRulesInForce(ctx, b, out); err != nil {
 		return err
 	}
 	return unfed(ctx, b, out)
 }
 
-// span writes a length of time without minutes and seconds that are zero: 24h.
-func span(d time.Duration) string {
-	s := d.String()
-	for _, zero := range []string{"0s", "0m"} {
-		if short, ok := strings.CutSuffix(s, zero); ok && short != "" && strings.ContainsAny(short[len(short)-1:], "mh") {
-			s = short
-		}
-	}
-	return s
-}
-
 // events shows what is stored and what was lost.
-func events(cmd *cobra.Command, s store.Config, since time.Duration, out io.Writer) error {
-	window := fmt.Sprintf("time >= now() - toIntervalSecond(%d)", int64(since.Seconds()))
+func events(cmd *cobra.Command, s store.Config, since moment, out io.Writer) error {
+	window := "time >= " + seconds(since.time(time.Now()))
 	var parts []string
 	for _, c := range schemas.Classes() {
 		parts = append(parts, fmt.Sprintf("SELECT '%s' AS class, cluster, node, count() AS n, max(time) AS last FROM %s.%s WHERE %s GROUP BY cluster, node", c, schemas.Database, c.Table(), window))
@@ -205,7 +194,7 @@ func events(cmd *cobra.Command, s store.Config, since time.Duration, out io.Writ
 		return err
 	}
 	if len(rows) == 0 {
-		fmt.Fprintf(out, "No event was lost in the last %s.\n", span(since))
+		fmt.Fprintf(out, "No event was lost %s.\n", since.sinceThen())
 		return nil
 	}
 	t = newTable(out, "CLUSTER", "LOST ON", "SERVICE", "CLASS", "REASON", "EVENTS", "FIRST REPORT (UTC)", "LAST REPORT (UTC)")

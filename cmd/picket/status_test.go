@@ -52,14 +52,6 @@ prod_eu  node-1  and 2 more
 	}
 }
 
-func TestSpan(t *testing.T) {
-	for d, want := range map[time.Duration]string{0: "0s", 10 * time.Second: "10s", 90 * time.Second: "1m30s", 10 * time.Minute: "10m", 24 * time.Hour: "24h", 90 * time.Minute: "1h30m", time.Hour + time.Second: "1h0m1s"} {
-		if got := span(d); got != want {
-			t.Errorf("span(%d) = %s, want %s", d, got, want)
-		}
-	}
-}
-
 func TestCut(t *testing.T) {
 	if got := cut(strings.Repeat("é", maxAncestor)); got != strings.Repeat("é", maxAncestor) {
 		t.Error(got)

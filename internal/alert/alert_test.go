@@ -166,6 +166,17 @@ func str(id schemas.FieldID, v string) func(*batch.Builder) {
 	return func(b *batch.Builder) { b.Str(id, v) }
 }
 
+// A technique that ATT&CK does not have, or does not have yet, is in the finding.
+func TestUnknownTechnique(t *testing.T) {
+	f := one(t, strings.Replace(nodeRule, "mitre: [T1059.004]", "mitre: [T9998.001]", 1), schemas.Process, execEvent)
+	for _, a := range f.FindingInfo.Attacks {
+		if a.ID() == "T9998.001" && a.Tactic == nil {
+			return
+		}
+	}
+	t.Errorf("%+v", f.FindingInfo.Attacks)
+}
+
 // TestGolden holds a finding to the document that subscribers and the alerts
 // table get. Run with -update after a change that is meant.
 func TestGolden(t *testing.T) {

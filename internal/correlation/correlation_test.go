@@ -356,7 +356,7 @@ func restore(t *testing.T, data []byte) *State {
 
 // Memory is bounded, whatever comes, and what goes is counted.
 func TestBounds(t *testing.T) {
-	l := Limits{Lateness: time.Minute, Keys: 50, Bytes: 100 << 10}
+	l := Limits{Lateness: time.Minute, Keys: 50, Bytes: 50 << 10} // which fewer keys with findings fill
 	s := New(l)
 	d, other := definition(Count), definition(Suppress)
 	d.AtLeast = 3
@@ -498,6 +498,43 @@ func TestWire(t *testing.T) {
 	}
 	if len(messages) < 2 || !reflect.DeepEqual(got, all) {
 		t.Errorf("%d matches of %d in %d messages", len(got), len(all), len(messages))
+	}
+}
+
+// What no rule file can say is refused, because the state relies on it.
+func TestOutOfBounds(t *testing.T) {
+	fine := func() Match { return match(definition(Sequence), "a", 1, 1, 0, "x") }
+	for name, spoil := range map[string]func(*Match){
+		"a kind that is none":     func(m *Match) { m.Def.Kind = "sum" },
+		"no version":              func(m *Match) { m.Def.Version = "" },
+		"too many steps":          func(m *Match) { m.Def.Steps = MaxSteps + 1 },
+		"a sequence of one step":  func(m *Match) { m.Def.Steps = 1 },
+		"steps below none":        func(m *Match) { m.Def.Kind, m.Def.Steps = Count, -1 },
+		"an absence of nothing":   func(m *Match) { m.Def.Kind, m.Def.Steps = Absence, 1 },
+		"at least too many":       func(m *Match) { m.Def.AtLeast = MaxAtLeast + 1 },
+		"a window too long":       func(m *Match) { m.Def.Window = MaxWindow + 1 },
+		"a hold below none":       func(m *Match) { m.Def.Hold = -1 },
+		"a step there is none of": func(m *Match) { m.Step = m.Def.Steps },
+		"a key too long":          func(m *Match) { m.Key = make([]string, MaxBy+1) },
+		"a time before 1970":      func(m *Match) { m.Time = -1 },
+		"a time after all":        func(m *Match) { m.Time = maxTime + 1 },
+	} {
+		m := fine()
+		spoil(&m)
+		data, err := Encode([]Match{m})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Decode(data[0]); err == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
+	data, err := Encode([]Match{fine()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Decode(data[0]); err != nil {
+		t.Errorf("one that is fine: %v", err)
 	}
 }
 

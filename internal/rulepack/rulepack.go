@@ -10,7 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -42,28 +46,69 @@ func (p *Pack) Sources() []rules.Source {
 	return out
 }
 
-// New makes a pack of files, naming each by the end of its path: the file
-// itself, behind its folder where two would have the same name.
+// FileNames returns a name for each file in one folder, such that the order of the
+// names is that of the pack, which a folder is loaded in: their own names, behind a
+// number where those do not do.
+func (p *Pack) FileNames() []string {
+	names := make([]string, len(p.Files))
+	for i, f := range p.Files {
+		names[i] = strings.ReplaceAll(f.Name, "/", "-")
+		if ext := strings.ToLower(path.Ext(f.Name)); ext != ".yaml" && ext != ".yml" {
+			names[i] += ".yaml" // else a folder is read without it
+		}
+	}
+	for i := 1; i < len(names); i++ {
+		if names[i-1] >= names[i] {
+			digits := len(strconv.Itoa(len(names)))
+			for i := range names {
+				names[i] = fmt.Sprintf("%0*d-%s", digits, i+1, names[i])
+			}
+			break
+		}
+	}
+	return names
+}
+
+// New makes a pack of files, naming each by the end of its path: the file itself,
+// behind as many of its folders as tell it from the others.
 func New(files []rules.Source, by string, now time.Time) (*Pack, error) {
 	p := &Pack{Pushed: now.UTC().Truncate(time.Second), By: by}
-	count := map[string]int{}
-	for _, f := range files {
-		count[filepath.Base(f.Name)]++
-	}
-	seen := map[string]bool{}
-	for _, f := range files {
-		name := filepath.Base(f.Name)
-		if count[name] > 1 {
-			name = filepath.ToSlash(filepath.Join(filepath.Base(filepath.Dir(f.Name)), name))
-		}
-		if seen[name] {
-			return nil, fmt.Errorf("two rule files are called %s: rename one", name)
-		}
+	parts := make([][]string, len(files)) // of each path
+	used := make([]int, len(files))       // how many of them, from the end
+	for i, f := range files {
 		if !utf8.Valid(f.Data) {
 			return nil, fmt.Errorf("%s is not UTF-8", f.Name)
 		}
-		seen[name] = true
-		p.Files = append(p.Files, File{Name: name, Text: string(f.Data)})
+		parts[i] = slices.DeleteFunc(strings.Split(filepath.ToSlash(filepath.Clean(f.Name)), "/"), func(s string) bool { return s == "" || s == ".." })
+		used[i] = 1
+	}
+	for {
+		same := make(map[string][]int)
+		for i := range files {
+			name := strings.Join(parts[i][len(parts[i])-used[i]:], "/")
+			same[name] = append(same[name], i)
+		}
+		if len(same) == len(files) {
+			break
+		}
+		for name, of := range same {
+			if len(of) == 1 {
+				continue
+			}
+			longer := false
+			for _, i := range of {
+				if used[i] < len(parts[i]) {
+					used[i]++
+					longer = true
+				}
+			}
+			if !longer {
+				return nil, fmt.Errorf("two rule files are called %s: name it once, or rename one", name)
+			}
+		}
+	}
+	for i, f := range files {
+		p.Files = append(p.Files, File{Name: strings.Join(parts[i][len(parts[i])-used[i]:], "/"), Text: string(f.Data)})
 	}
 	return p, nil
 }

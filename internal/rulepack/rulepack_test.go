@@ -5,6 +5,8 @@ import (
 	"compress/gzip"
 	"crypto/rand"
 	"encoding/hex"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -36,11 +38,56 @@ func TestRoundTrip(t *testing.T) {
 	if s := strings.Join(names, " "); s != "one.yaml c/two.yaml d/two.yaml" || string(got.Sources()[0].Data) != "# ☃\n" || got.By != "me" || !got.Pushed.Equal(now.Truncate(time.Second)) {
 		t.Errorf("%s %+v", s, got)
 	}
-	if _, err := rulepack.New([]rules.Source{{Name: "x/a.yaml"}, {Name: "y/x/a.yaml"}}, "me", now); err == nil || !strings.Contains(err.Error(), "x/a.yaml") {
+	if _, err := rulepack.New([]rules.Source{{Name: "../x/a.yaml"}, {Name: "x/a.yaml"}}, "me", now); err == nil || !strings.Contains(err.Error(), "two rule files are called x/a.yaml") {
 		t.Errorf("two of one name: %v", err)
 	}
 	if _, err := rulepack.New([]rules.Source{{Name: "a.yaml", Data: []byte("\xff")}}, "me", now); err == nil {
 		t.Error("a file that is not UTF-8 would be changed")
+	}
+}
+
+// TestFileNames: the files of a pack, written into a folder, are read from there in
+// the same order.
+func TestFileNames(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		pushed []string
+		want   string
+	}{
+		{"in order", []string{"r/a.yaml", "r/b.yml"}, "a.yaml b.yml"},
+		{"the pack first, which is behind by name", []string{"rules/node.yaml", "exceptions.yaml"}, "1-node.yaml 2-exceptions.yaml"},
+		{"folders with the same files", []string{"/own/rules/a.yaml", "/own/rules/b.yaml", "/team/rules/a.yaml"}, "1-own-rules-a.yaml 2-b.yaml 3-team-rules-a.yaml"},
+		{"one inside the other", []string{"x/a.yaml", "y/x/a.yaml"}, "x-a.yaml y-x-a.yaml"},
+		{"another ending", []string{"a.txt", "b.yaml"}, "a.txt.yaml b.yaml"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var files []rules.Source
+			for _, name := range c.pushed {
+				files = append(files, rules.Source{Name: name, Data: []byte(name)})
+			}
+			p, err := rulepack.New(files, "me", time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			for i, name := range p.FileNames() {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(p.Files[i].Text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			read, err := rules.ReadPaths(dir)
+			if err != nil || len(read) != len(files) {
+				t.Fatalf("%d files are read, want %d: %v", len(read), len(files), err)
+			}
+			for i := range read {
+				if string(read[i].Data) != c.pushed[i] {
+					t.Errorf("file %d is %s, want %s", i, read[i].Data, c.pushed[i])
+				}
+			}
+			if got := strings.Join(p.FileNames(), " "); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
 	}
 }
 

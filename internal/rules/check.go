@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -24,6 +25,27 @@ type cond struct {
 	// nodes counts the tree with what is shared counted at each place; depth
 	// is its height.
 	nodes, depth int
+}
+
+// comparisons are those of the tree, in order; what is shared is there once.
+func (cd *cond) comparisons() iter.Seq[*cond] {
+	return func(yield func(*cond) bool) {
+		seen := make(map[*cond]bool)
+		var walk func(*cond) bool
+		walk = func(cd *cond) bool {
+			if seen[cd] {
+				return true
+			}
+			seen[cd] = true
+			for _, k := range cd.kids {
+				if !walk(k) {
+					return false
+				}
+			}
+			return cd.pred == nil || yield(cd)
+		}
+		walk(cd)
+	}
 }
 
 // predicate is a comparison ready to be evaluated. Equal comparisons are one

@@ -217,19 +217,27 @@ type conditions struct {
 func (g *conditions) pick(from []string) string { return from[g.rnd.IntN(len(from))] }
 
 func (g *conditions) gen(depth int) string {
+	return g.tree(depth, func() string {
+		if depth > 0 && g.rnd.IntN(5) == 0 {
+			return g.pick([]string{"m0", "m1", "m2"})
+		}
+		return g.compare()
+	})
+}
+
+// tree makes a condition of at most depth levels with leaves of leaf.
+func (g *conditions) tree(depth int, leaf func() string) string {
 	switch n := g.rnd.IntN(8); {
 	case depth > 0 && n < 3:
 		parts := make([]string, 2+g.rnd.IntN(3))
 		for i := range parts {
-			parts[i] = g.gen(depth - 1)
+			parts[i] = g.tree(depth-1, leaf)
 		}
 		return "(" + strings.Join(parts, g.pick([]string{" and ", " or "})) + ")"
 	case depth > 0 && n == 3:
-		return "not " + g.gen(depth-1)
-	case depth > 0 && n == 4:
-		return g.pick([]string{"m0", "m1", "m2"})
+		return "not " + g.tree(depth-1, leaf)
 	}
-	return g.compare()
+	return leaf()
 }
 
 func (g *conditions) compare() string {

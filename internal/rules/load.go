@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -211,7 +212,7 @@ func (l *loader) undefined(it *item, names []string) {
 }
 
 func (l *loader) mergeList(it *item) {
-	if !it.hasItems {
+	if !it.hasItems && !it.has("items") {
 		l.error(it.at, "", "list %q has no items", it.name)
 		return
 	}
@@ -236,10 +237,17 @@ func (l *loader) mergeList(it *item) {
 
 func (l *loader) mergeMacro(it *item) {
 	if it.condition == nil {
-		l.error(it.at, "", "macro %q has no condition", it.name)
+		if it.has("condition") { // has a fault, told of: do not say of its rules that they use what is not there
+			l.macros[it.name] = &macroText{it.name, it.at, nil}
+		} else {
+			l.error(it.at, "", "macro %q has no condition", it.name)
+		}
 		return
 	}
 	old := l.macros[it.name]
+	if old != nil && old.condition == nil {
+		return
+	}
 	if !l.overrides(it) {
 		if old != nil {
 			l.noteDefinition(it, old.at, sameText(old.condition, it.condition))
@@ -304,15 +312,14 @@ func (l *loader) mergeRule(it *item) {
 	for _, need := range []struct {
 		key string
 		has bool
-	}{{"condition", it.condition != nil || it.hasSteps()}, {"output", it.output != nil}, {"desc", it.desc != nil}, {"priority", it.priority != nil}} {
-		if !need.has {
+	}{{"condition", it.condition != nil || it.hasSteps() || it.bad("correlation")}, {"output", it.output != nil}, {"desc", it.desc != nil}, {"priority", it.priority != nil}} {
+		if !need.has && !it.bad(need.key) {
 			l.error(it.at, "", "rule %q has no %s", it.name, need.key)
 			return
 		}
 	}
-	if it.condition == nil {
-		it.condition = &text{}
-	}
+	// Of a sequence the first; the others only where the key has a fault.
+	it.condition, it.output, it.desc, it.priority = cmp.Or(it.condition, &text{}), cmp.Or(it.output, &text{}), cmp.Or(it.desc, new(string)), cmp.Or(it.priority, &text{value: "INFO"})
 	def := &ruleDef{*it}
 	if old != nil && old.sourceName() != def.sourceName() {
 		l.error(it.at, "", "rule %q is defined again with another source: %s, before %s", it.name, def.sourceName(), old.sourceName())
@@ -359,40 +366,13 @@ func (l *loader) change(r *ruleDef, it *item) {
 		texts[key] = more
 	}
 	r.texts = texts
-	if it.id != nil {
-		r.id = it.id
-	}
-	if it.risk != nil {
-		r.risk = it.risk
-	}
-	if it.priority != nil {
-		r.priority = it.priority
-	}
-	if it.enabled != nil {
-		r.enabled = it.enabled
-	}
-	if it.warnEvttypes != nil {
-		r.warnEvttypes = it.warnEvttypes
-	}
-	if it.skipUnknown != nil {
-		r.skipUnknown = it.skipUnknown
-	}
-	if it.raise != nil {
-		r.raise = it.raise
-	}
-	if it.correlation != nil {
-		r.correlation = it.correlation
-	}
-	if it.baseline != nil {
-		r.baseline = it.baseline
-	}
-	if it.suppress != nil {
-		r.suppress = it.suppress
-	}
+	r.id, r.risk, r.priority, r.enabled = cmp.Or(it.id, r.id), cmp.Or(it.risk, r.risk), cmp.Or(it.priority, r.priority), cmp.Or(it.enabled, r.enabled)
+	r.warnEvttypes, r.skipUnknown, r.raise = cmp.Or(it.warnEvttypes, r.warnEvttypes), cmp.Or(it.skipUnknown, r.skipUnknown), cmp.Or(it.raise, r.raise)
+	r.correlation, r.baseline, r.suppress = cmp.Or(it.correlation, r.correlation), cmp.Or(it.baseline, r.baseline), cmp.Or(it.suppress, r.suppress)
 	if it.source != nil {
 		l.error(it.at, "", "the source of rule %q cannot be changed", it.name)
 	}
-	if it.hasExceptions {
+	if it.hasExceptions && !it.bad("exceptions") {
 		if it.how("exceptions") != "append" {
 			r.exceptions = nil
 		}
@@ -430,11 +410,13 @@ func (l *loader) compile() *Set {
 	c := &checker{report: l.report, macros: make(map[string]*macroDef), lists: l.lists, preds: make(map[string]*predicate)}
 	for name, m := range l.macros {
 		def := &macroDef{name: name, at: m.at}
-		tree, fault := parse(m.condition)
-		if fault != nil {
-			l.fault(fault)
+		if m.condition != nil {
+			tree, fault := parse(m.condition)
+			if fault != nil {
+				l.fault(fault)
+			}
+			def.tree = tree
 		}
-		def.tree = tree
 		c.macros[name] = def
 	}
 	b := &setBuilder{loader: l, checker: c, compilers: make([]*compiler, numClasses), ids: make(map[string]string), skipped: make(map[string]bool)}
@@ -482,6 +464,9 @@ type setBuilder struct {
 }
 
 func (b *setBuilder) rule(def *ruleDef) {
+	if def.bad("source") {
+		return
+	}
 	source := def.sourceName()
 	classes, known := classesOf[source]
 	if !known {
@@ -528,16 +513,20 @@ func (b *setBuilder) rule(def *ruleDef) {
 		}
 	}
 	for _, id := range def.texts["mitre"] {
-		if b.opts.Lint && schemas.Tactics(id) == nil {
+		if b.opts.Lint && !def.bad("mitre") && schemas.Tactics(id) == nil {
 			b.warn(def.at, r.Name, false, "", "mitre of rule %q names %s, which is no technique of ATT&CK that Picket knows: no tactic follows from it", r.Name, id)
 		}
 	}
 	before := len(b.errs)
 	r.output = b.template(def, r, classes)
+	memory := !def.bad("correlation", "baseline", "suppress")
 	if def.hasSteps() {
-		if len(b.errs) == before {
+		if len(b.errs) == before && memory {
 			b.sequence(def, r)
 		}
+		return
+	}
+	if def.bad("condition") || def.condition.value == "" && !memory {
 		return
 	}
 	cd := b.condition(def)
@@ -580,7 +569,7 @@ func (b *setBuilder) rule(def *ruleDef) {
 		}
 		b.warn(at, r.Name, false, "", "rule %q can match no event: %s", r.Name, why)
 	}
-	if !b.remember(def, r) {
+	if !memory || !b.remember(def, r) {
 		return
 	}
 	r.index, r.cond = len(b.out), cd
@@ -601,29 +590,20 @@ func (b *setBuilder) rule(def *ruleDef) {
 // unreported returns the values that a condition compares evt.type with, if
 // no class of events has one of them.
 func (b *setBuilder) unreported(cd *cond) (calls []string) {
-	seen := make(map[*cond]bool)
 	reported := false
-	var walk func(cd *cond)
-	walk = func(cd *cond) {
-		if seen[cd] {
-			return
+	for at := range cd.comparisons() {
+		if at.pred.operand.ref != "evt.type" {
+			continue
 		}
-		seen[cd] = true
-		for _, k := range cd.kids {
-			walk(k)
-		}
-		if cd.pred != nil && cd.pred.operand.ref == "evt.type" {
-			for _, v := range cd.pred.values {
-				for c := range classSyscalls {
-					reported = reported || reportsAny(c, []string{v})
-				}
-				if !slices.Contains(calls, v) {
-					calls = append(calls, v)
-				}
+		for _, v := range at.pred.values {
+			for c := range classSyscalls {
+				reported = reported || reportsAny(c, []string{v})
+			}
+			if !slices.Contains(calls, v) {
+				calls = append(calls, v)
 			}
 		}
 	}
-	walk(cd)
 	if reported {
 		return nil
 	}
@@ -680,6 +660,9 @@ func (b *setBuilder) condition(def *ruleDef) *cond {
 // exceptions builds the disjunction of a rule's exceptions, or nil.
 func (b *setBuilder) exceptions(def *ruleDef) *expr {
 	or := &expr{kind: exprOr, at: def.at}
+	if def.bad("exceptions") {
+		return nil
+	}
 	for _, x := range def.exceptions {
 		if len(x.fields) == 0 {
 			b.error(x.at, "", "exception %q of rule %q has no fields", x.name, def.name)
@@ -791,38 +774,25 @@ func parseField(src *text) (ref fieldRef, err *Error) {
 // fieldsOf checks that the condition's fields belong to the rule's source.
 func (b *setBuilder) fieldsOf(def *ruleDef, cd *cond, source string, classes schemas.ClassSet) bool {
 	ok := true
-	seen := make(map[*cond]bool)
-	var walk func(cd *cond)
-	walk = func(cd *cond) {
-		if seen[cd] {
-			return
+	for at := range cd.comparisons() {
+		if at.pred.missing != "" {
+			continue
 		}
-		seen[cd] = true
-		for _, k := range cd.kids {
-			walk(k)
-		}
-		if cd.pred == nil || cd.pred.missing != "" {
-			return
-		}
-		for _, o := range []*operand{&cd.pred.operand, cd.pred.rhs} {
+		for _, o := range []*operand{&at.pred.operand, at.pred.rhs} {
 			if o != nil && o.field.classes()&classes == 0 {
-				b.error(cd.at, "", "field %s is not one of source %s, which rule %q is for", o.ref, source, def.name)
+				b.error(at.at, "", "field %s is not one of source %s, which rule %q is for", o.ref, source, def.name)
 				ok = false
 			}
 		}
 	}
-	walk(cd)
 	return ok
 }
 
 // where finds a place of the predicate in the condition.
 func (b *setBuilder) where(cd *cond, p *predicate) pos {
-	if cd.pred == p {
-		return cd.at
-	}
-	for _, k := range cd.kids {
-		if at := b.where(k, p); at.text != nil {
-			return at
+	for at := range cd.comparisons() {
+		if at.pred == p {
+			return at.at
 		}
 	}
 	return pos{}

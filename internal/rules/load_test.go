@@ -1,6 +1,7 @@
 package rules_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,7 +33,7 @@ func TestErrors(t *testing.T) {
 		{"not a mapping", "- x\n", "a.yaml:1:3: expected a mapping with rule, macro or list, found \"x\""},
 		{"unknown entry", "- macros: x\n", "a.yaml:1:3: expected one of the keys rule, macro, list, found \"macros\" (did you mean macro?)"},
 		{"two entries", "- rule: x\n  macro: y\n", "a.yaml:2:3: entry is both rule and macro"},
-		{"key twice", "- macro: x\n  condition: a\n  condition: b\n", "a.yaml:3:3: key \"condition\" stands twice"},
+		{"key twice", "- macro: x\n  condition: evt.num=1\n  condition: b\n", "a.yaml:3:3: key \"condition\" stands twice"},
 		{"alias", "- macro: &a x\n  condition: *a\n", "a.yaml:2:14: YAML aliases are not read in rule files (write the value out)"},
 		{"no name", "- rule:\n", "a.yaml:1:8: expected text for rule, found nothing"},
 		{"no condition", "- rule: r\n  desc: d\n  output: o\n  priority: INFO\n", "a.yaml:1:9: rule \"r\" has no condition"},
@@ -107,6 +108,50 @@ func TestErrors(t *testing.T) {
 			}
 			if got := strings.Split(err.Error(), "\n")[0]; got != c.want {
 				t.Errorf("got  %s\nwant %s", got, c.want)
+			}
+		})
+	}
+}
+
+// TestFaultsBesideKeys: a key with a fault hides no other fault of its entry, and
+// makes none of those that use the entry.
+func TestFaultsBesideKeys(t *testing.T) {
+	const base = "- rule: r\n  desc: d\n  output: o\n  priority: INFO\n"
+	for _, c := range []struct {
+		name, file string
+		want       []string
+	}{
+		{"id, condition and output", "- rule: r\n  id: A B\n  mitre: [X1]\n  desc: d\n  output: '%proc.nmae'\n  priority: INFO\n  condition: proc.nmae = x\n",
+			[]string{"2:7: ", "3:10: ", "5:13: unknown field", "7:14: unknown field"}},
+		{"condition that is none", "- rule: r\n  desc: d\n  output: '%proc.nmae'\n  priority: INFO\n  condition: [a]\n", []string{"3:13: unknown field", "5:14: expected text for condition"}},
+		{"output, desc and priority that are none", "- rule: r\n  desc: [d]\n  output: [o]\n  priority: [INFO]\n  condition: proc.nmae = x\n",
+			[]string{"2:9: ", "3:11: ", "4:13: ", "5:14: unknown field"}},
+		{"key twice", base + "  desc: e\n  condition: proc.nmae = x\n", []string{"5:3: key \"desc\" stands twice", "6:14: unknown field"}},
+		{"correlation", base + "  correlation: {kind: count}\n  condition: proc.nmae = x\n", []string{"5:16: ", "6:14: unknown field"}},
+		{"correlation alone", base + "  correlation: {kind: sequence, window: soon}\n", []string{"5:41: ", "5:16: "}},
+		{"source", base + "  source: [k8s_audit]\n  condition: ka.verb = get\n", []string{"5:11: expected text for source"}},
+		{"exceptions", base + "  condition: proc.nmae = x\n  exceptions: [{name: e, values: [a], vlues: b}]\n", []string{"5:14: unknown field", "6:39: unknown key"}},
+		{"macro that a rule uses", "- macro: m\n  condition: [a]\n- macro: m\n  append: true\n  condition: or evt.num=1\n" + base + "  condition: m and evt.num=1\n", []string{"2:14: expected text"}},
+		{"list that a rule uses", "- list: l\n  items: a\n" + base + "  condition: proc.name in (l)\n", []string{"2:10: expected a list"}},
+		{"rule that another entry changes", base + "  risk: high\n  condition: evt.num=1\n- rule: r\n  append: true\n  condition: and proc.nmae=1\n", []string{"5:9: expected a number", "9:18: unknown field"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, _, err := rules.Load(source(c.file), rules.Options{Lint: true})
+			var errs rules.Errors
+			if !errors.As(err, &errs) {
+				t.Fatalf("loads: %v", err)
+			}
+			var got []string
+			for _, e := range errs {
+				got = append(got, strings.TrimPrefix(e.Error(), "a.yaml:"))
+			}
+			for _, want := range c.want {
+				if !slices.ContainsFunc(got, func(g string) bool { return strings.HasPrefix(g, want) }) {
+					t.Errorf("no fault %q", want)
+				}
+			}
+			if len(got) != len(c.want) {
+				t.Errorf("%d faults, want %d:\n%s", len(got), len(c.want), strings.Join(got, "\n"))
 			}
 		})
 	}

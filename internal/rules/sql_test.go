@@ -1,12 +1,9 @@
 package rules
 
 import (
-	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -15,69 +12,24 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/prometheus/client_golang/prometheus"
 	"go.yaml.in/yaml/v3"
 
 	"picket/internal/batch"
-	"picket/internal/clickhousebin/clickhousetest"
 	"picket/internal/correlation"
-	"picket/internal/health"
-	"picket/internal/natsserver/natstest"
-	"picket/internal/store"
+	"picket/internal/store/storetest"
 	"picket/schemas"
 )
 
 // sqlClasses are those that rules are for.
 var sqlClasses = append(schemas.NodeClasses(), schemas.Audit)
 
-// tables is a ClickHouse into which the store's writer puts batches.
+// tables are stored events, to which the engines are held.
 type tables struct {
-	t       *testing.T
-	db      *store.DB
-	publish func(*nats.Msg)
-	batches int
-	rows    map[schemas.Class]int
+	*storetest.Tables
+	t *testing.T
 }
 
-// newTables starts NATS, ClickHouse and the writer between them.
-func newTables(t *testing.T) *tables {
-	t.Helper()
-	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	cfg := store.DefaultConfig()
-	cfg.URL = clickhousetest.Start(t, "").URL
-	db, err := store.Open(cfg, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	if err := db.Migrate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	server := natstest.Start(t)
-	pub := natstest.Connect(t, server, schemas.ServiceEnricher)
-	reg := prometheus.NewRegistry()
-	insert := store.DefaultInsert()
-	insert.FlushInterval = 50 * time.Millisecond
-	w := store.NewWriter(db, natstest.Connect(t, server, schemas.ServiceSink), store.WriterOptions{
-		Stream: schemas.StreamEvents, Durable: schemas.DurableSink, Source: store.NewEvents(), Insert: insert, Grace: 5 * time.Second,
-		Service: schemas.ServiceSink, Health: health.New(schemas.ServiceSink, "c1", "", "run", log, reg),
-	}, log, reg)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- w.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("the writer ended with: %v", err)
-		}
-	})
-	return &tables{t: t, db: db, rows: map[schemas.Class]int{}, publish: func(m *nats.Msg) {
-		if _, err := pub.JS.PublishMsg(t.Context(), m); err != nil {
-			t.Fatal(err)
-		}
-	}}
-}
+func newTables(t *testing.T) *tables { return &tables{storetest.Start(t), t} }
 
 // eventID is the id of row i of all that was stored of a class.
 func eventID(c schemas.Class, i int) [16]byte {
@@ -86,60 +38,15 @@ func eventID(c schemas.Class, i int) [16]byte {
 
 // store publishes rows, waits until the tables have them, and returns them as
 // the detector would have decoded them.
-func (s *tables) store(b *batch.Batch) (stored []*batch.Batch) {
+func (s *tables) store(b *batch.Batch) []*batch.Batch {
 	s.t.Helper()
-	encoded, err := batch.Encode(b)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for _, e := range encoded {
-		d, err := batch.Decode(e.Data)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		stored = append(stored, d)
-		s.batches++
-		s.rows[b.Class()] += d.Rows()
-		m := nats.NewMsg(schemas.EventsSubject("c1", "n1", b.Class()))
-		m.Data = e.Data
-		for k, v := range map[string]string{
-			schemas.HeaderRun: "run", schemas.HeaderBatch: strconv.Itoa(s.batches), schemas.HeaderBatchID: schemas.BatchIDOf("run", uint64(s.batches)),
-			schemas.HeaderRows: strconv.Itoa(d.Rows()), schemas.HeaderCumulative: strconv.Itoa(s.rows[b.Class()]),
-		} {
-			m.Header.Set(k, v)
-		}
-		s.publish(m)
-	}
-	want := strconv.Itoa(s.rows[b.Class()])
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if got := s.query("SELECT count() FROM " + b.Class().Table()); got[0] == want {
-			return stored
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatalf("table %s has not the rows that were published", b.Class().Table())
-		}
-	}
+	stored := s.Publish("c1", "n1", b)
+	s.Wait()
+	return stored
 }
 
 // query returns the lines of a statement's result.
-func (s *tables) query(sql string) (lines []string) { return s.queryAs(sql, "TabSeparated") }
-
-func (s *tables) queryAs(sql, format string) (lines []string) {
-	s.t.Helper()
-	r, err := s.db.Query(s.t.Context(), sql, format)
-	if err != nil {
-		s.t.Fatalf("%v\n%.3000s", err, sql)
-	}
-	defer r.Close()
-	data, err := io.ReadAll(r)
-	if err != nil {
-		s.t.Fatalf("%v\n%.3000s", err, sql)
-	}
-	for line := range strings.Lines(string(data)) {
-		lines = append(lines, strings.TrimSuffix(line, "\n"))
-	}
-	return lines
-}
+func (s *tables) query(sql string) []string { return s.Query(sql, "TabSeparated") }
 
 // hold compares the two engines over all stored rows of a class: which rows
 // each rule matches, and what its output says of them; of rules about several
@@ -252,7 +159,7 @@ func must16(b *batch.Batch, row int) [16]byte {
 }
 
 func (s *tables) show(c schemas.Class, id string) string {
-	return strings.Join(s.queryAs("SELECT * FROM "+c.Table()+" WHERE event_id = '"+id+"'", "Vertical"), "\n")
+	return strings.Join(s.Query("SELECT * FROM "+c.Table()+" WHERE event_id = '"+id+"'", "Vertical"), "\n")
 }
 
 // hostile are values of events that one of the engines might read otherwise.
@@ -383,29 +290,23 @@ type sqlConditions struct {
 
 // learn takes the values that the rules of a set compare columns with.
 func (g *sqlConditions) learn(set *Set) {
-	seen := make(map[*cond]bool)
-	var walk func(*cond)
-	walk = func(cd *cond) {
-		if seen[cd] {
+	take := func(r *Rule) {
+		if r.cond == nil {
 			return
 		}
-		seen[cd] = true
-		for _, k := range cd.kids {
-			walk(k)
-		}
-		if cd.pred == nil || cd.pred.missing != "" {
-			return
-		}
-		if r := cd.pred.operand.reader(g.class); r != nil && r.isColumn && len(cd.pred.values) > 0 {
-			g.values[r.column] = append(g.values[r.column], cd.pred.values...)
+		for at := range r.cond.comparisons() {
+			if at.pred.missing != "" {
+				continue
+			}
+			if r := at.pred.operand.reader(g.class); r != nil && r.isColumn && len(at.pred.values) > 0 {
+				g.values[r.column] = append(g.values[r.column], at.pred.values...)
+			}
 		}
 	}
 	for _, r := range set.Rules() {
-		if r.cond != nil {
-			walk(r.cond)
-		}
+		take(r)
 		for _, st := range r.Steps() {
-			walk(st.Rule.cond)
+			take(st.Rule)
 		}
 	}
 }
@@ -502,19 +403,7 @@ func (g *sqlConditions) compare() string {
 	return name + " exists"
 }
 
-func (g *sqlConditions) gen(depth int) string {
-	switch n := g.rnd.IntN(8); {
-	case depth > 0 && n < 3:
-		parts := make([]string, 2+g.rnd.IntN(3))
-		for i := range parts {
-			parts[i] = g.gen(depth - 1)
-		}
-		return "(" + strings.Join(parts, g.pick([]string{" and ", " or "})) + ")"
-	case depth > 0 && n == 3:
-		return "not " + g.gen(depth-1)
-	}
-	return g.compare()
-}
+func (g *sqlConditions) gen(depth int) string { return g.tree(depth, g.compare) }
 
 // load makes a set of random conditions. Those with what ClickHouse cannot
 // evaluate are left out: TestSQLFields has the list of it.

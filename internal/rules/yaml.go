@@ -43,7 +43,17 @@ type item struct {
 	append   bool
 	override map[string]string // key → append or replace
 	keys     []string          // in order, name and override apart
+	faulty   []string          // those of them that have a fault
 }
+
+// bad reports whether one of the keys has a fault: what follows from it is not
+// told of, and the rest of the item is checked as if that were right.
+func (it *item) bad(keys ...string) bool {
+	return slices.ContainsFunc(keys, func(k string) bool { return slices.Contains(it.faulty, k) })
+}
+
+// has reports whether the item has a key, whatever is wrong with it.
+func (it *item) has(key string) bool { return slices.Contains(it.keys, key) }
 
 // exception is one entry of a rule's exceptions.
 type exception struct {
@@ -247,7 +257,7 @@ func (y *yamlReader) item(n *yaml.Node) (it item, ok bool) {
 		k := n.Content[i]
 		if seen[k.Value] {
 			y.error(y.pos(k), "", "key %q stands twice", k.Value)
-			return it, false
+			continue
 		}
 		seen[k.Value] = true
 		switch k.Value {
@@ -290,11 +300,18 @@ func (y *yamlReader) item(n *yaml.Node) (it item, ok bool) {
 			"expected one of the keys rule, macro, list, found %q", first)
 		return it, false
 	}
-	before := len(y.errs)
 	for i := 0; i+1 < len(n.Content); i += 2 {
-		y.key(&it, n.Content[i], n.Content[i+1])
+		k := n.Content[i]
+		if !seen[k.Value] { // the second of two
+			continue
+		}
+		seen[k.Value] = false
+		before := len(y.errs)
+		if y.key(&it, k, n.Content[i+1]); len(y.errs) > before {
+			it.faulty = append(it.faulty, k.Value)
+		}
 	}
-	return it, len(y.errs) == before
+	return it, !it.bad("append", "override")
 }
 
 func (y *yamlReader) key(it *item, k, v *yaml.Node) {

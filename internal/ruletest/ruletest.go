@@ -110,6 +110,8 @@ func Read(name string, data []byte) (*Test, error) {
 		return nil, fmt.Errorf("%s does not say which rule it tests: add rule: NAME", name)
 	case len(f.Cases) == 0:
 		return nil, fmt.Errorf("%s has no cases", name)
+	case !errors.Is(dec.Decode(new(yaml.Node)), io.EOF):
+		return nil, fmt.Errorf("%s has more behind ---: a file holds the tests of one rule", name)
 	}
 	t := &Test{File: name, Rule: f.Rule}
 	for i, c := range f.Cases {

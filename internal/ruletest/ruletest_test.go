@@ -156,4 +156,8 @@ func TestReadPaths(t *testing.T) {
 	if _, _, err := ruletest.ReadPaths(dir); err == nil || !strings.Contains(err.Error(), "bad.yaml has no cases") {
 		t.Errorf("a bad test file gives %v", err)
 	}
+	write("tests/bad.yaml", "rule: Shell\ncases: [{name: a, fires: true, class: process, event: {process_name: a}}]\n---\nrule: Other\n")
+	if _, _, err := ruletest.ReadPaths(dir); err == nil || !strings.Contains(err.Error(), "bad.yaml has more behind ---") {
+		t.Errorf("a file of two documents gives %v", err)
+	}
 }

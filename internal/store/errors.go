@@ -122,7 +122,7 @@ var remedies = map[int32]string{
 }
 
 const (
-	migrate     = "run `picket migrate`"
+	migrate     = "if it is of Picket's tables, run `picket migrate`"
 	credentials = "check clickhouse.username and clickhouse.password_file"
 	rights      = "give the user of clickhouse.username the rights it needs"
 )

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"picket/internal/bus"
+	"picket/internal/correlation"
 	"picket/internal/service"
 	"picket/internal/store"
 )
@@ -30,6 +31,13 @@ type CorrelationConfig struct {
 	Lateness time.Duration `yaml:"lateness" doc:"How much older than the newest event of its key an event may be and still count for a rule about several events, 0 to 1h."`
 	Keys     int           `yaml:"keys" doc:"Keys of one such rule that are remembered in each of 64 partitions, 10 to 1000000. Those not seen for longest go, and are counted."`
 	Bytes    int           `yaml:"bytes" doc:"Memory in bytes that each of 64 partitions may take, 65536 to 67108864. What is stored of it, compressed, is at most 960 KiB."`
+}
+
+// Offline bounds what rules about several events remember where recordings or stored
+// events are evaluated: the default lateness, and more room than a detector has, because
+// it is one state and not 64.
+func Offline() correlation.Limits {
+	return correlation.Limits{Lateness: DefaultConfig().Correlation.Lateness, Keys: 200_000, Bytes: 256 << 20}
 }
 
 // Validate checks the part; messages name the YAML key.

@@ -195,8 +195,8 @@ func (c *correlator) feed(fed []correlation.Match) error {
 		from = to
 	}
 	for some := range slices.Chunk(out, publishWindow) {
-		if err := c.publish(some); err != nil {
-			return err
+		if err := c.d.send(schemas.StreamMatch, some, func(int) {}); err != nil {
+			return fmt.Errorf("publish matches: %w", err)
 		}
 	}
 	now := time.Now()
@@ -206,33 +206,6 @@ func (c *correlator) feed(fed []correlation.Match) error {
 		}
 	}
 	c.metrics.fed.Add(float64(len(fed)))
-	return nil
-}
-
-// publish publishes messages together and waits for all of them.
-func (c *correlator) publish(out []*nats.Msg) error {
-	if err := c.d.room.Acquire(context.Background(), int64(len(out))); err != nil {
-		return err // the context does not end
-	}
-	defer c.d.room.Release(int64(len(out)))
-	futures := make([]jetstream.PubAckFuture, len(out))
-	for i, m := range out {
-		var err error
-		if futures[i], err = c.d.bus.JS.PublishMsgAsync(m, jetstream.WithExpectStream(schemas.StreamMatch)); err != nil {
-			return fmt.Errorf("publish matches: %w", err)
-		}
-	}
-	var errs []error
-	for _, f := range futures {
-		select {
-		case <-f.Ok():
-		case err := <-f.Err():
-			errs = append(errs, err)
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("publish matches: %w", err)
-	}
 	return nil
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"picket/internal/batch"
 	"picket/internal/bus"
+	"picket/internal/correlation"
 	"picket/internal/health"
 	"picket/internal/natsserver"
 	"picket/internal/natsserver/natstest"
@@ -70,6 +71,7 @@ type cluster struct {
 	admin  *bus.Bus
 	sent   int
 	set    *rules.Set
+	cfg    CorrelationConfig
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -79,7 +81,7 @@ func newCluster(t *testing.T) *cluster {
 		t.Fatal(err, warnings)
 	}
 	s := natstest.Start(t)
-	return &cluster{t: t, server: s, admin: natstest.Connect(t, s, schemas.ServiceAdmin), set: set}
+	return &cluster{t: t, server: s, admin: natstest.Connect(t, s, schemas.ServiceAdmin), set: set, cfg: DefaultConfig().Correlation}
 }
 
 // replica is one running detector.
@@ -106,7 +108,7 @@ func (c *cluster) start() *replica {
 	keeper := newKeeper(b, newFileWatch(nil), c.set, 0, log, r.reg, selector.use)
 	r.d = &detector{bus: b, keeper: keeper, selector: selector, metrics: newMetrics(r.reg), room: semaphore.NewWeighted(publishPending),
 		health: health.New(schemas.ServiceDetector, "prod", "", bus.NewRunID(), log, r.reg)}
-	if r.d.correlator, err = newCorrelator(r.d, DefaultConfig().Correlation, log, r.reg); err != nil {
+	if r.d.correlator, err = newCorrelator(r.d, c.cfg, log, r.reg); err != nil {
 		c.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -305,6 +307,19 @@ func TestCorrelations(t *testing.T) {
 			t.Errorf("given up: %v", f)
 		}
 	}
+
+	// What is not used is counted: an event of a clock that is wrong, one that comes too late.
+	c.exec("future", "fut-1", "", "cat", time.Now().Add(2*maxFuture))
+	c.exec("late", "web-1", "/bin/bash", "bash", now.Add(-time.Hour))
+	given := r.d.correlator.metrics.givenUp
+	for deadline := time.Now().Add(10 * time.Second); testutil.ToFloat64(given.WithLabelValues("future")) != 1 || testutil.ToFloat64(given.WithLabelValues("late")) != 1; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%v from the future and %v late were counted, want 1 of each", testutil.ToFloat64(given.WithLabelValues("future")), testutil.ToFloat64(given.WithLabelValues("late")))
+		}
+	}
+	if n := len(c.alerts()); n != 4 {
+		t.Errorf("%d findings with what is not used, want 4", n)
+	}
 }
 
 // Two detectors share the partitions; one dies in the middle, and every alert is
@@ -354,41 +369,49 @@ func TestOwnerDies(t *testing.T) {
 }
 
 // An owner that does not know that it is none any more can store nothing, and so
-// raises nothing.
+// raises nothing: what the other has stored counts.
 func TestStaleOwner(t *testing.T) {
 	c := newCluster(t)
 	r := c.start()
 	c.waitFor(r)
-	for i := range 4 {
-		c.exec(fmt.Sprint("x", i), "web-1", "", "bash", time.Now())
+	shell := func(i int) { c.exec(fmt.Sprint("x", i), "web-1", "", "bash", time.Now()) }
+	for i := range 3 {
+		shell(i)
 	}
 	time.Sleep(2 * commitAfter)
 	kv, err := c.admin.JS.KeyValue(t.Context(), schemas.BucketState)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Another owner writes every state there is.
-	keys, err := kv.Keys(t.Context())
+	list, err := kv.ListKeysFiltered(t.Context(), "correlate.*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := 0
-	for _, k := range keys {
-		if len(k) > 10 && k[:10] == "correlate." {
-			e, err := kv.Get(t.Context(), k)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := kv.Put(t.Context(), k, e.Value()); err != nil {
-				t.Fatal(err)
-			}
-			n++
+	three := make(map[string][]byte)
+	for k := range list.Keys() {
+		e, err := kv.Get(t.Context(), k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		three[k] = e.Value()
+	}
+	if len(three) == 0 {
+		t.Fatal("no state is stored")
+	}
+	shell(3)
+	time.Sleep(2 * commitAfter)
+	// Another owner, which knows of three, writes the state while this one has four.
+	for k, state := range three {
+		if _, err := kv.Put(t.Context(), k, state); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if n == 0 {
-		t.Fatalf("no state among %q", keys)
+	shell(4)
+	time.Sleep(3 * commitAfter)
+	if got := c.alerts(); len(got) != 0 {
+		t.Fatalf("an owner that is none any more raised %q", got[0].Message)
 	}
-	c.exec("x5", "web-1", "", "bash", time.Now())
+	shell(5)
 	want := []string{"Many shells: 5 shells in web-1"}
 	if got := c.messages(1, 15*time.Second); !slices.Equal(got, want) {
 		t.Errorf("alerts %q, want %q", got, want)
@@ -396,6 +419,30 @@ func TestStaleOwner(t *testing.T) {
 	time.Sleep(2 * commitAfter)
 	if n := len(c.alerts()); n != 1 {
 		t.Errorf("%d findings, want 1", n)
+	}
+}
+
+// What is given up for want of room is counted.
+func TestNoRoom(t *testing.T) {
+	c := newCluster(t)
+	c.cfg.Keys = 1
+	r := c.start()
+	pod := func(i int) string { return "pod-" + strconv.Itoa(i) }
+	partition := func(i int) int {
+		m := correlation.Match{Def: &correlation.Definition{Rule: "Many shells"}, Key: []string{pod(i)}}
+		return m.Partition()
+	}
+	beside := 1
+	for partition(beside) != partition(0) {
+		beside++
+	}
+	c.exec("a", pod(0), "", "bash", time.Now())
+	c.exec("b", pod(beside), "", "bash", time.Now())
+	given := r.d.correlator.metrics.givenUp.WithLabelValues("keys")
+	for deadline := time.Now().Add(10 * time.Second); testutil.ToFloat64(given) != 1; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%v keys given up were counted, want 1", testutil.ToFloat64(given))
+		}
 	}
 }
 

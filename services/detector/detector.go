@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -32,7 +33,7 @@ import (
 // stopGrace is how long a stopping detector waits for what it has begun.
 const stopGrace = 5 * time.Second
 
-// publishWindow bounds the findings of one batch that wait for JetStream at
+// publishWindow bounds the messages of one batch that wait for JetStream at
 // once, publishPending those of all batches: nats.go fails beyond 4,000.
 const publishWindow, publishPending = 256, 2048
 
@@ -96,12 +97,9 @@ func Run(ctx context.Context, cfg Config) error {
 // there are none. A rule that uses what Picket does not provide is left out
 // with a warning; everything else wrong is an error that lists all faults.
 func LoadRules(paths []string) (*rules.Set, []rules.Warning, error) {
-	files := defaults.Default()
-	if len(paths) > 0 {
-		var err error
-		if files, err = rules.ReadPaths(paths...); err != nil {
-			return nil, nil, err
-		}
+	files, err := defaults.Files(paths)
+	if err != nil {
+		return nil, nil, err
 	}
 	set, warnings, err := rules.Load(files, rules.Options{})
 	if err != nil {
@@ -118,7 +116,7 @@ type detector struct {
 	metrics  *metrics
 	health   *health.Reporter
 	selector *selector
-	room     *semaphore.Weighted // findings that may wait for JetStream
+	room     *semaphore.Weighted // messages that may wait for JetStream
 
 	correlator *correlator
 }
@@ -205,55 +203,59 @@ func announced(m *bus.Message) (class string, rows uint64) {
 // recognised by their id; again says that they may be older than JetStream
 // remembers ids, so that the writer looks for them.
 func (d *detector) publish(found []*schemas.Finding, again bool) error {
-	for len(found) > 0 {
-		n := min(len(found), publishWindow)
-		if err := d.room.Acquire(context.Background(), int64(n)); err != nil {
-			return err // the context does not end
+	for some := range slices.Chunk(found, publishWindow) {
+		out := make([]*nats.Msg, len(some))
+		for i, f := range some {
+			data, err := alert.Encode(f)
+			if err != nil {
+				return fmt.Errorf("finding of rule %q: %w", f.Unmapped.Rule, err)
+			}
+			msg := nats.NewMsg(alert.Subject(f))
+			msg.Data = data
+			msg.Header.Set(nats.MsgIdHdr, alert.MessageID(f))
+			msg.Header.Set(schemas.HeaderBatchID, alert.MessageID(f))
+			if again {
+				msg.Header.Set(schemas.HeaderReplayed, "1")
+			}
+			out[i] = msg
 		}
-		err := d.publishSome(found[:n], again)
-		d.room.Release(int64(n))
-		if err != nil {
-			return err
+		if err := d.send(schemas.StreamAlerts, out, func(i int) {
+			f := some[i]
+			d.metrics.alerts.WithLabelValues(f.Unmapped.Rule, f.SeverityID.String()).Inc()
+			if f.Unmapped.Correlation == nil { // of those correlator tells
+				d.metrics.latency.Observe(time.Since(f.Unmapped.Time).Seconds())
+			}
+		}); err != nil {
+			return fmt.Errorf("publish findings: %w", err)
 		}
-		found = found[n:]
 	}
 	return nil
 }
 
-// publishSome publishes findings together and waits for all of them.
-func (d *detector) publishSome(found []*schemas.Finding, again bool) error {
-	futures := make([]jetstream.PubAckFuture, len(found))
-	for i, f := range found {
-		data, err := alert.Encode(f)
-		if err != nil {
-			return fmt.Errorf("finding of rule %q: %w", f.Unmapped.Rule, err)
-		}
-		msg := nats.NewMsg(alert.Subject(f))
-		msg.Data = data
-		msg.Header.Set(schemas.HeaderBatchID, alert.MessageID(f))
-		if again {
-			msg.Header.Set(schemas.HeaderReplayed, "1")
-		}
-		if futures[i], err = d.bus.JS.PublishMsgAsync(msg, jetstream.WithMsgID(alert.MessageID(f)), jetstream.WithExpectStream(schemas.StreamAlerts)); err != nil {
-			return fmt.Errorf("publish finding: %w", err)
+// send publishes at most publishWindow messages together and returns when the stream
+// has all of them; stored is told of those that it did not have before.
+func (d *detector) send(stream string, out []*nats.Msg, stored func(i int)) error {
+	if err := d.room.Acquire(context.Background(), int64(len(out))); err != nil {
+		return err // the context does not end
+	}
+	defer d.room.Release(int64(len(out)))
+	futures := make([]jetstream.PubAckFuture, len(out))
+	for i, m := range out {
+		var err error
+		if futures[i], err = d.bus.JS.PublishMsgAsync(m, jetstream.WithExpectStream(stream)); err != nil {
+			return err
 		}
 	}
 	var errs []error
-	for i, f := range found {
+	for i, f := range futures {
 		select {
-		case ack := <-futures[i].Ok():
+		case ack := <-f.Ok():
 			if !ack.Duplicate {
-				d.metrics.alerts.WithLabelValues(f.Unmapped.Rule, f.SeverityID.String()).Inc()
-				if f.Unmapped.Correlation == nil { // of those correlator tells
-					d.metrics.latency.Observe(time.Since(f.Unmapped.Time).Seconds())
-				}
+				stored(i)
 			}
-		case err := <-futures[i].Err():
+		case err := <-f.Err():
 			errs = append(errs, err)
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("publish findings: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
 }

@@ -96,7 +96,7 @@ func (k *keeper) base() string {
 	if len(k.paths) > 0 {
 		return "the files " + strings.Join(k.paths, ", ")
 	}
-	return "the pack that comes with Picket"
+	return schemas.ShippedPack
 }
 
 func pushedName(revision uint64) string {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"picket/internal/batch"
+	"picket/internal/rules"
 	"picket/schemas"
 )
 
@@ -137,5 +138,40 @@ func TestSelection(t *testing.T) {
 	send(schemas.ServiceSensor, "node-3")
 	if e, err := kv.Get(t.Context(), key("node-3")); err != nil || string(e.Value()) != "nonsense" {
 		t.Error(fmt.Sprint(e, err))
+	}
+}
+
+// TestUnfed: a rule is without events where the operator leaves out all calls that
+// could feed it and none that a rule names, or the classes of its events.
+func TestUnfed(t *testing.T) {
+	of := func(condition string) *need {
+		set, warnings, err := rules.Load([]rules.Source{{Name: "a.yaml", Data: []byte("- {rule: R, desc: d, output: o, priority: INFO, condition: " + condition + "}")}}, rules.Options{})
+		if err != nil || len(warnings) > 1 { // one: it names no call
+			t.Fatal(err, warnings)
+		}
+		return &need{paths: set.WatchedPaths(), calls: set.Syscalls(), needs: set.Needs()}
+	}
+	any, named := of("fd.filename = x and evt.is_open_write = true"), of("evt.type = openat and fd.filename = x and evt.is_open_write = true")
+	var all []string
+	for _, calls := range any.needs[0].Calls {
+		all = append(all, calls...)
+	}
+	some := all[1:]
+	for _, c := range []struct {
+		name  string
+		need  *need
+		sel   schemas.Selection
+		unfed int
+	}{
+		{"nothing left out", any, schemas.Selection{}, 0},
+		{"all calls left out", any, schemas.Selection{UnwantedCalls: &all}, 1},
+		{"all but one left out", any, schemas.Selection{UnwantedCalls: &some}, 0},
+		{"all left out, one of which the rule names", named, schemas.Selection{UnwantedCalls: &all}, 0},
+		{"another class", named, schemas.Selection{Classes: []string{"network"}}, 1},
+		{"its class", named, schemas.Selection{Classes: []string{"file"}}, 0},
+	} {
+		if got := c.need.unfed(c.sel); len(got.Rules) != c.unfed {
+			t.Errorf("%s: without events %+v, want %d", c.name, got.Rules, c.unfed)
+		}
 	}
 }

@@ -86,10 +86,6 @@ func run(ctx context.Context, recording string, paths []string, check bool, w io
 	return nil
 }
 
-// limits of what rules about several events remember: the detector's lateness, and
-// room for all.
-var limits = correlation.Limits{Lateness: detector.DefaultConfig().Correlation.Lateness, Keys: 200_000, Bytes: 256 << 20}
-
 // noise counts what is raised.
 type noise struct {
 	rules    *rules.Correlator
@@ -108,7 +104,7 @@ type raised struct {
 }
 
 func newNoise(set *rules.Set) *noise {
-	n := &noise{rules: set.NewCorrelator(limits), severity: map[string]schemas.Severity{}, join: enricher.New(), classes: map[schemas.Class]int{}, raised: map[string]*raised{}}
+	n := &noise{rules: set.NewCorrelator(detector.Offline()), severity: map[string]schemas.Severity{}, join: enricher.New(), classes: map[schemas.Class]int{}, raised: map[string]*raised{}}
 	for _, r := range set.Rules() {
 		n.severity[r.Name] = r.Severity
 	}
