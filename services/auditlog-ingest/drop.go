@@ -31,7 +31,7 @@ func DefaultDrop() []Drop {
 		{"leases", "ka.target.resource = leases and ka.target.group = coordination.k8s.io and ka.verb in (get, list, watch, create, update, patch) and ka.user.name startswith system: and ka.response.code < 300"},
 		{"node heartbeats", "ka.target.resource = nodes and ka.target.subresource = status and ka.verb in (get, update, patch) and ka.user.name startswith system:node: and ka.response.code < 300"},
 		{"events", "ka.target.resource = events and ka.verb in (create, update, patch) and ka.user.name startswith system: and ka.response.code < 300"},
-		{"health checks", "(ka.uri in (/healthz, /livez, /readyz, /version) or ka.uri startswith \"/healthz?\" or ka.uri startswith \"/livez?\" or ka.uri startswith \"/readyz?\" or ka.uri startswith \"/version?\") and ka.verb = get and ka.response.code = 200 and ka.user.name startswith system: and not ka.user.name = system:anonymous"},
+		{"health checks", "(ka.uri in (/healthz, /livez, /readyz) or ka.uri startswith \"/healthz?\" or ka.uri startswith \"/livez?\" or ka.uri startswith \"/readyz?\") and ka.verb = get and ka.response.code = 200 and ka.user.name startswith system:"},
 	}
 }
 

@@ -170,7 +170,7 @@ func (g *ground) run(ctx context.Context, cfg Config, sources []source.Source, p
 		})
 	})
 	group.Go(func() error {
-		return g.out.Run(boxCtx, stopGrace, func(class string, events uint64) { g.health.Lost(class, schemas.LossSpoolDamaged, events) })
+		return g.out.Run(boxCtx, p.grace, func(class string, events uint64) { g.health.Lost(class, schemas.LossSpoolDamaged, events) })
 	})
 	return group.Wait()
 }

@@ -34,9 +34,10 @@ type pace struct {
 	dead  time.Duration // an owner silent for so long has lost its sources
 	list  time.Duration // providers are asked what there is
 	again time.Duration // a source that failed is left alone
+	grace time.Duration // what stops tries to store what it has
 }
 
-var defaultPace = pace{batch: pullWait, renew: 5 * time.Second, look: 2 * time.Second, dead: 15 * time.Second, list: 3 * time.Minute, again: time.Minute}
+var defaultPace = pace{batch: pullWait, renew: 5 * time.Second, look: 2 * time.Second, dead: 15 * time.Second, list: 3 * time.Minute, again: time.Minute, grace: stopGrace}
 
 // memberTTL removes an ingester that died from the bucket.
 const memberTTL = 2 * time.Minute
@@ -65,6 +66,7 @@ type offer struct {
 	src      source.Source // nil: used, until the provider is asked again
 	lane     context.CancelFunc
 	held     time.Time // when the lane began
+	leaving  bool      // it is to end, for another ingester
 	not      time.Time // left alone until then
 	listed   bool
 }
@@ -322,7 +324,8 @@ func (p *puller) view(ctx context.Context, seen map[string]sighting) (map[string
 
 // assign says which member is to have which of the named sources: as many for
 // each as for the others, and few changes when members come and go.
-func assign(names []string, members map[string][]uint64) map[string]string {
+// A source is not for a member that had it and is silent about it.
+func assign(names []string, members map[string][]uint64, not map[string]string) map[string]string {
 	ids := slices.Sorted(maps.Keys(members))
 	can := map[string]map[uint64]bool{}
 	for m, hashes := range members {
@@ -350,7 +353,7 @@ func assign(names []string, members map[string][]uint64) map[string]string {
 			}
 			best, score := "", uint64(0)
 			for _, m := range ids {
-				if !can[m][nameHash(name)] || bounded && room[m] == 0 {
+				if !can[m][nameHash(name)] || not[name] == m || bounded && room[m] == 0 {
 					continue
 				}
 				h := schemas.Hash128("owner", m, name)
@@ -389,12 +392,18 @@ func (p *puller) divide(ctx context.Context, seen map[string]sighting) error {
 		}
 	}
 	p.mu.Unlock()
-	for name := range positions {
+	silent := map[string]string{}
+	for name, h := range positions {
 		if wanted[nameHash(name)] && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
+		// What is this ingester's and not read here was taken by a write whose
+		// answer got lost.
+		if h.stale && h.Owner != p.member {
+			silent[name] = h.Owner
+		}
 	}
-	owner := assign(names, members)
+	owner := assign(names, members, silent)
 	now := time.Now()
 	slices.Sort(names)
 	for _, name := range names {
@@ -405,13 +414,14 @@ func (p *puller) divide(ctx context.Context, seen map[string]sighting) error {
 			continue
 		}
 		mine, running, ready := owner[name] == p.member, o.lane != nil, o.src != nil && now.After(o.not)
-		if running && !mine && owner[name] != "" && now.Sub(o.held) > 2*p.pace.look {
+		if running && !mine && owner[name] != "" && !o.leaving && now.Sub(o.held) > 2*p.pace.look {
+			o.leaving = true
 			p.log.Info("audit source is handed over", "source", name)
 			o.lane()
 		}
 		p.mu.Unlock()
 		h, exists := positions[name]
-		if running || !ready || !mine || exists && h.Owner != "" && !h.stale {
+		if running || !ready || !mine || exists && h.Owner != "" && h.Owner != p.member && !h.stale {
 			continue
 		}
 		if !exists {
@@ -440,7 +450,7 @@ func (p *puller) start(ctx context.Context, name string, h held) error {
 	}
 	src := o.src
 	lctx, cancel := context.WithCancel(ctx)
-	o.src, o.lane, o.held = nil, cancel, time.Now()
+	o.src, o.lane, o.held, o.leaving = nil, cancel, time.Now(), false
 	p.mu.Unlock()
 	p.log.Info("audit source is read here", "source", name, "kind", src.Kind(), "epoch", own.pos.Epoch, "former_owner_was_silent", h.stale)
 	p.tally.lags.begin(src, time.Now())

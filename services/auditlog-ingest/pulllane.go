@@ -28,8 +28,6 @@ const (
 	maxClusters = 32
 	// maxNormalizers bounds the clusters of a source.
 	maxNormalizers = 1024
-	// pullGrace is how long a lane that ends tries to store what is open.
-	pullGrace = 5 * time.Second
 	// publishWait is how long PICKET_RAW's acknowledgement is waited for.
 	publishWait = 10 * time.Second
 )
@@ -251,7 +249,7 @@ func (l *pullLane) run(ctx context.Context) error {
 	work, lose := context.WithCancelCause(context.WithoutCancel(ctx))
 	l.own.lost = lose
 	defer lose(nil)
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(pullGrace, func() { lose(context.Canceled) }) })()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(l.pace.grace, func() { lose(context.Canceled) }) })()
 	var renewing sync.WaitGroup
 	renewing.Go(func() { l.renew(work, l.pace.renew) })
 
@@ -275,7 +273,7 @@ func (l *pullLane) run(ctx context.Context) error {
 	}
 	if work.Err() == nil {
 		// Others need not wait until this one is silent.
-		release, cancel := context.WithTimeout(work, pullGrace)
+		release, cancel := context.WithTimeout(work, l.pace.grace)
 		if rerr := l.own.write(release, func(p *position) { p.Owner = ""; l.clear(p) }); rerr != nil {
 			l.log.Debug("source not released", "source", l.src.Name(), "error", rerr)
 		}
@@ -435,6 +433,9 @@ func (l *pullLane) commit(ctx context.Context, o *pullBatch) (accepted int, err 
 			return 0, fmt.Errorf("batch of %s: %w", l.src.Name(), err)
 		}
 		messages = append(messages, some...)
+	}
+	if len(messages) == 0 && len(remember) == 0 && (cursor == nil || bytes.Equal(cursor, pos.Cursor)) {
+		return 0, nil // nothing but what is safe already
 	}
 	l.commits++
 	left := &pending{Run: pos.Run, Epoch: pos.Epoch, Slot: l.commits % 2, First: pos.Batch + 1, Count: len(messages)}
