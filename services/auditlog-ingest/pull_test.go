@@ -150,6 +150,11 @@ func startReplica(t testing.TB, url string, pr source.Provider, step func(r *rep
 
 func startReplicaAs(t testing.TB, at bus.Config, cfg Config, pr source.Provider, step func(r *replica, step string)) *replica {
 	t.Helper()
+	return startReplicaWith(t, at, cfg, []source.Provider{pr}, step)
+}
+
+func startReplicaWith(t testing.TB, at bus.Config, cfg Config, prs []source.Provider, step func(r *replica, step string)) *replica {
+	t.Helper()
 	log := quiet()
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(t.Output(), nil))
@@ -173,7 +178,7 @@ func startReplicaAs(t testing.TB, at bus.Config, cfg Config, pr source.Provider,
 		g.step = func(s string) { step(r, s) }
 	}
 	go func() {
-		r.done <- g.run(ctx, cfg, nil, []source.Provider{pr}, quickPace)
+		r.done <- g.run(ctx, cfg, nil, prs, quickPace)
 		g.seen.close()
 	}()
 	t.Cleanup(func() {
