@@ -23,4 +23,5 @@ const (
 	ReasonTime       = "time"        // no time that can be read
 	ReasonEncoding   = "encoding"    // cannot be decompressed
 	ReasonTooLarge   = "oversized"   // larger than is taken at all
+	ReasonCluster    = "cluster"     // of a cluster that is not configured
 )
