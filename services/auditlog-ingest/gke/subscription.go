@@ -104,11 +104,13 @@ func (s *subscription) receive(ctx context.Context, sink source.Sink, last *aliv
 			// A message is counted as under way until this returns.
 			safe := make(chan struct{})
 			if s.take(ctx, sink, m.Data, s.name+" message "+m.ID, 0, s.since, func() { m.Ack(); close(safe) }) != nil {
+				m.Nack() // without it the client would renew the lease of what nobody works on
 				return
 			}
 			select {
 			case <-safe:
 			case <-ctx.Done():
+				m.Nack()
 			}
 		})
 		if err == nil {

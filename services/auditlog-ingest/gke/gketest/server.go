@@ -76,6 +76,7 @@ type subscription struct {
 
 type message struct {
 	id, ackID string
+	stream    *int // how many messages are under way on the stream that has it
 	data      []byte
 	published time.Time
 	deadline  time.Time
@@ -346,7 +347,7 @@ func (s *Server) ack(sub *subscription, ids []string) {
 			continue
 		}
 		s.count.Acked++
-		delete(sub.out, id)
+		sub.drop(m)
 		if s.chance(s.fault.Redeliver) {
 			s.count.Redelivered++
 			sub.queue = append(sub.queue, m)
@@ -362,9 +363,15 @@ func (sub *subscription) extend(id string, d time.Duration) {
 	}
 	m.deadline = time.Now().Add(d)
 	if d == 0 {
-		delete(sub.out, id)
+		sub.drop(m)
 		sub.queue = append(sub.queue, m)
 	}
+}
+
+// drop is called with mu held.
+func (sub *subscription) drop(m *message) {
+	delete(sub.out, m.ackID)
+	*m.stream--
 }
 
 // StreamingPull delivers messages and takes acknowledgements.
@@ -398,8 +405,9 @@ func (x *subscriber) StreamingPull(stream pubsubpb.Subscriber_StreamingPullServe
 	}()
 	deadline := time.Duration(first.GetStreamAckDeadlineSeconds()) * time.Second
 	most := int(first.GetMaxOutstandingMessages())
+	underWay := 0
 	for {
-		resp, cut := s.deliver(sub, deadline, most)
+		resp, cut := s.deliver(sub, deadline, most, &underWay)
 		if len(resp.GetReceivedMessages()) > 0 {
 			if err := stream.Send(resp); err != nil {
 				return err
@@ -424,19 +432,19 @@ func (x *subscriber) StreamingPull(stream pubsubpb.Subscriber_StreamingPullServe
 
 const perResponse = 100
 
-func (s *Server) deliver(sub *subscription, deadline time.Duration, most int) (*pubsubpb.StreamingPullResponse, bool) {
+func (s *Server) deliver(sub *subscription, deadline time.Duration, most int, underWay *int) (*pubsubpb.StreamingPullResponse, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	for id, m := range sub.out {
+	for _, m := range sub.out {
 		if now.After(m.deadline) {
-			delete(sub.out, id)
+			sub.drop(m)
 			sub.queue = append(sub.queue, m)
 			s.count.Redelivered++
 		}
 	}
 	resp := &pubsubpb.StreamingPullResponse{}
-	for len(sub.queue) > 0 && len(resp.ReceivedMessages) < perResponse && (most <= 0 || len(sub.out) < most) {
+	for len(sub.queue) > 0 && len(resp.ReceivedMessages) < perResponse && (most <= 0 || *underWay < most) {
 		if s.fault.Reorder {
 			i := s.rng.IntN(min(len(sub.queue), 1000))
 			sub.queue[0], sub.queue[i] = sub.queue[i], sub.queue[0]
@@ -445,7 +453,8 @@ func (s *Server) deliver(sub *subscription, deadline time.Duration, most int) (*
 		sub.queue = sub.queue[1:]
 		sub.next++
 		m.ackID, m.deadline = fmt.Sprintf("%s-%d", m.id, sub.next), now.Add(deadline)
-		sub.out[m.ackID] = &m
+		sub.out[m.ackID], m.stream = &m, underWay
+		*underWay++
 		s.count.Delivered++
 		resp.ReceivedMessages = append(resp.ReceivedMessages, &pubsubpb.ReceivedMessage{AckId: m.ackID, Message: &pubsubpb.PubsubMessage{
 			Data: m.data, MessageId: m.id, PublishTime: timestamppb.New(m.published)}})
