@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"regexp"
 	"strings"
 	"time"
@@ -190,8 +189,11 @@ func endpoint(key, s string) error {
 		return nil
 	}
 	host, _, err := net.SplitHostPort(plain)
-	if err != nil || strings.ContainsAny(plain, "/@") {
-		return fmt.Errorf("%s is %q: use host:port, or http://127.0.0.1:port", key, (&url.URL{Opaque: s}).Redacted())
+	if strings.Contains(plain, "@") { // perhaps a password, which nobody should read in a log
+		return fmt.Errorf("%s has an @ in it: use host:port, or http://127.0.0.1:port", key)
+	}
+	if err != nil || strings.Contains(plain, "/") {
+		return fmt.Errorf("%s is %q: use host:port, or http://127.0.0.1:port", key, s)
 	}
 	if ip := net.ParseIP(host); isPlain && (ip == nil || !ip.IsLoopback()) {
 		return fmt.Errorf("%s is %q: without TLS only an address of this host is taken, such as http://127.0.0.1:8085", key, s)

@@ -5,6 +5,7 @@ package gketest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"regexp"
@@ -54,6 +55,7 @@ type Server struct {
 	subs  map[string]*subscription
 	count Counts
 	deny  error // answer to everything
+	asked map[string]bool
 }
 
 // Counts are what the server was asked.
@@ -90,9 +92,17 @@ func Start(seed uint64) (*Server, error) {
 	}
 	s := &Server{
 		Addr: l.Addr().String(), lis: &listener{Listener: l, conns: map[net.Conn]bool{}}, done: make(chan struct{}),
-		rng: rand.New(rand.NewPCG(seed, seed)), pages: map[string][]*loggingpb.LogEntry{}, subs: map[string]*subscription{},
-		grpc: grpc.NewServer(grpc.MaxSendMsgSize(1 << 30)),
+		rng: rand.New(rand.NewPCG(seed, seed)), pages: map[string][]*loggingpb.LogEntry{}, subs: map[string]*subscription{}, asked: map[string]bool{},
 	}
+	s.grpc = grpc.NewServer(grpc.MaxSendMsgSize(1<<30),
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			s.note(info.FullMethod)
+			return next(ctx, req)
+		}),
+		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			s.note(info.FullMethod)
+			return next(srv, stream)
+		}))
 	loggingpb.RegisterLoggingServiceV2Server(s.grpc, &logging{s: s})
 	pubsubpb.RegisterSubscriberServer(s.grpc, &subscriber{s: s})
 	go func() {
@@ -127,6 +137,20 @@ func (s *Server) Counts() Counts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.count
+}
+
+func (s *Server) note(method string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked[method] = true
+}
+
+// Asked returns the methods that were called, such as
+// /google.pubsub.v1.Subscriber/Acknowledge.
+func (s *Server) Asked() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.asked))
 }
 
 // CutConnections breaks every connection.
