@@ -107,6 +107,31 @@ func Entry(event []byte, project, location, cluster string, delay time.Duration)
 	}, nil
 }
 
+// Policy applies the audit policy of GKE (configure-helper.sh of Kubernetes) to an
+// event: nil for requests about events, no bodies of secrets, config maps, token
+// requests and reviews, and custom resources. What is no event comes back as it is.
+func Policy(event []byte) []byte {
+	var ev map[string]json.RawMessage
+	var ref struct{ Resource, APIGroup, Subresource string }
+	if json.Unmarshal(event, &ev) != nil || json.Unmarshal(ev["objectRef"], &ref) != nil {
+		return event
+	}
+	if ref.Resource == "events" && ref.APIGroup == "" {
+		return nil
+	}
+	builtin := !strings.Contains(ref.APIGroup, ".") || strings.HasSuffix(ref.APIGroup, ".k8s.io")
+	if builtin && ref.Resource != "secrets" && ref.Resource != "configmaps" && ref.Resource != "tokenreviews" && ref.Subresource != "token" {
+		return event
+	}
+	delete(ev, "requestObject")
+	delete(ev, "responseObject")
+	out, err := json.Marshal(ev)
+	if err != nil {
+		return event
+	}
+	return out
+}
+
 // JSON returns a log entry as a log sink publishes it.
 func JSON(e *loggingpb.LogEntry) ([]byte, error) { return protojson.Marshal(e) }
 
