@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"cloud.google.com/go/logging/apiv2/loggingpb"
+	"cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
+	"cloud.google.com/go/pubsub/v2/pstest"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
@@ -49,7 +52,6 @@ type store struct {
 	refused    map[string]int // by reason
 	gaps       []string
 	repeats    int
-	lag        time.Duration // largest, of what arrived to when it was handed over
 }
 
 func newStore() *store {
@@ -361,7 +363,7 @@ func TestSubscriptionExactlyOnce(t *testing.T) {
 	}
 	rng.Shuffle(len(messages), func(i, j int) { messages[i], messages[j] = messages[j], messages[i] })
 	srv.Publish(subscriptionPath, messages...)
-	srv.Fault(gketest.Faults{Throttle: 0.01, Unavailable: 0.01, LoseAck: 0.002, Redeliver: 0.01, CutStream: 0.002, Reorder: true})
+	srv.Fault(gketest.Faults{Throttle: 0.01, Unavailable: 0.01, LoseAck: 0.002, Redeliver: 0.01, CutStream: 0.002, Reorder: true, Lease: 2 * time.Second})
 	cfg := config(srv)
 	cfg.Subscriptions = []gke.Subscription{{Subscription: subscriptionPath}}
 	w := newStore()
@@ -520,6 +522,96 @@ func TestSubscriptionBackPressure(t *testing.T) {
 	w.exactlyOnce(t, names)
 	if left := srv.Left(subscriptionPath); left != 0 {
 		t.Errorf("%d messages are not acknowledged", left)
+	}
+}
+
+// TestHandOver: what a source had under way when it is stopped goes to the next at
+// once, not when its lease is over, which takes 20 s.
+func TestHandOver(t *testing.T) {
+	srv := start(t, 1)
+	srv.Subscription(subscriptionPath, 7*24*time.Hour)
+	list, names := entries(t, 1000, time.Now(), time.Second, rand.New(rand.NewPCG(1, 1)))
+	for _, e := range list {
+		data, err := gketest.JSON(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv.Publish(subscriptionPath, data)
+	}
+	cfg := config(srv)
+	cfg.Subscriptions = []gke.Subscription{{Subscription: subscriptionPath}}
+	w := newStore()
+	ctx, cancel := context.WithCancel(t.Context())
+	p, err := gke.Build(cfg, quiet, prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources, err := p.Sources(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	never := &sink{s: w, rng: rand.New(rand.NewPCG(1, 1)), kill: cancel, norm: map[string]*auditlogingest.Normalizer{}, b: builder()} // nothing runs it
+	done := make(chan error)
+	go func() { done <- sources[0].Run(ctx, never) }()
+	has := func() int {
+		never.mu.Lock()
+		defer never.mu.Unlock()
+		return len(never.queue)
+	}
+	for began := time.Now(); has() <= len(names) && time.Since(began) < 20*time.Second; { // and a checkpoint
+		time.Sleep(5 * time.Millisecond)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	began := time.Now()
+	w.run(t, cfg, 1, 0, func() bool { return w.len() == len(names) || time.Since(began) > time.Minute })
+	w.exactlyOnce(t, names)
+	if d := time.Since(began); d > 12*time.Second {
+		t.Errorf("the next had them all after %s", d)
+	}
+}
+
+// TestGooglesFake runs the source against Google's own fake of Pub/Sub.
+func TestGooglesFake(t *testing.T) {
+	srv := pstest.NewServer()
+	defer srv.Close()
+	const topic = "projects/shop-1234/topics/picket"
+	if _, err := srv.GServer.CreateTopic(t.Context(), &pubsubpb.Topic{Name: topic}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := srv.GServer.CreateSubscription(t.Context(), &pubsubpb.Subscription{Name: subscriptionPath, Topic: topic, AckDeadlineSeconds: 30}); err != nil {
+		t.Fatal(err)
+	}
+	const n = 300
+	list, names := entries(t, n, time.Now(), time.Second, rand.New(rand.NewPCG(1, 1)))
+	for _, e := range list {
+		data, err := gketest.JSON(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv.Publish(topic, data, map[string]string{"logging.googleapis.com/timestamp": e.GetTimestamp().AsTime().Format(time.RFC3339Nano)})
+	}
+	cfg := gke.DefaultConfig()
+	cfg.Subscriptions = []gke.Subscription{{Subscription: subscriptionPath}}
+	_, port, err := net.SplitHostPort(srv.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.PubSubEndpoint = "http://127.0.0.1:" + port
+	w := newStore()
+	began := time.Now()
+	acked := func() (n int) {
+		for _, m := range srv.Messages() {
+			n += min(m.Acks, 1)
+		}
+		return n
+	}
+	w.run(t, cfg, 1, 0, func() bool { return acked() == n || time.Since(began) > 20*time.Second })
+	w.exactlyOnce(t, names)
+	if a := acked(); a != n {
+		t.Errorf("%d of %d messages are acknowledged", a, n)
 	}
 }
 

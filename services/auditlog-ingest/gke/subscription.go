@@ -3,6 +3,7 @@ package gke
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"cloud.google.com/go/pubsub/v2"
@@ -85,7 +86,7 @@ func (s *subscription) receive(ctx context.Context, sink source.Sink, last *aliv
 	if err != nil {
 		return err
 	}
-	defer client.Close()
+	defer client.Close() // nothing is lost if that fails
 	if err := s.gap(ctx, client, sink, last); err != nil {
 		return err
 	}
@@ -93,26 +94,37 @@ func (s *subscription) receive(ctx context.Context, sink source.Sink, last *aliv
 	sub.ReceiveSettings = pubsub.ReceiveSettings{
 		MaxOutstandingMessages: maxMessages, MaxOutstandingBytes: maxBytes, EnablePerStreamFlowControl: true, NumGoroutines: streams,
 		MaxExtension: maxLease, MaxDurationPerAckExtension: leaseTime, MinDurationPerAckExtension: leaseTime,
-		// What the sink has not made safe when this ends goes to the next owner.
+		// What the sink has not made safe when this ends goes to the next owner:
+		// the client ends its streams first, so that it does not get it again.
 		ShutdownOptions: &pubsub.ShutdownOptions{Timeout: stopTime, Behavior: pubsub.ShutdownBehaviorNackImmediately},
 	}
 	s.works()
+	var mu sync.Mutex
+	var left []*pubsub.Message
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.stayAlive(gctx, sink, last) })
 	group.Go(func() error {
 		err := sub.Receive(gctx, func(ctx context.Context, m *pubsub.Message) {
 			// A message is counted as under way until this returns.
 			safe := make(chan struct{})
-			if s.take(ctx, sink, m.Data, s.name+" message "+m.ID, 0, s.since, func() { m.Ack(); close(safe) }) != nil {
-				m.Nack() // without it the client would renew the lease of what nobody works on
-				return
+			if s.take(ctx, sink, m.Data, s.name+" message "+m.ID, 0, s.since, func() { m.Ack(); close(safe) }) == nil {
+				select {
+				case <-safe:
+					return
+				case <-ctx.Done():
+				}
 			}
-			select {
-			case <-safe:
-			case <-ctx.Done():
-				m.Nack()
-			}
+			mu.Lock()
+			defer mu.Unlock()
+			left = append(left, m)
 		})
+		// The client has given these back, but goes on renewing them unless it is
+		// told one by one.
+		mu.Lock()
+		defer mu.Unlock()
+		for _, m := range left {
+			m.Nack()
+		}
 		if err == nil {
 			err = fmt.Errorf("the stream ended: %w", context.Canceled) // ends the other
 		}

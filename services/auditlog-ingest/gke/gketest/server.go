@@ -35,6 +35,7 @@ type Faults struct {
 	LoseAck     float64       // an acknowledgement is lost: the message comes again
 	Redeliver   float64       // a message comes again although it was acknowledged
 	CutStream   float64       // a stream ends after a delivery
+	Lease       time.Duration // if not zero: at most so long is waited before a message comes again
 	Reorder     bool          // messages come in random order
 	IndexDelay  time.Duration // at most: an entry is listed only so long after it was added
 }
@@ -358,7 +359,7 @@ func (x *subscriber) ModifyAckDeadline(_ context.Context, req *pubsubpb.ModifyAc
 		return nil, err
 	}
 	for _, id := range req.GetAckIds() {
-		sub.extend(id, time.Duration(req.GetAckDeadlineSeconds())*time.Second)
+		sub.extend(id, x.s.lease(req.GetAckDeadlineSeconds()))
 	}
 	return &emptypb.Empty{}, nil
 }
@@ -392,6 +393,15 @@ func (sub *subscription) extend(id string, d time.Duration) {
 	}
 }
 
+// lease is called with mu held.
+func (s *Server) lease(seconds int32) time.Duration {
+	d := time.Duration(seconds) * time.Second
+	if s.fault.Lease > 0 {
+		d = min(d, s.fault.Lease)
+	}
+	return d
+}
+
 // drop is called with mu held.
 func (sub *subscription) drop(m *message) {
 	delete(sub.out, m.ackID)
@@ -422,16 +432,15 @@ func (x *subscriber) StreamingPull(stream pubsubpb.Subscriber_StreamingPullServe
 			s.mu.Lock()
 			s.ack(sub, req.GetAckIds())
 			for i, id := range req.GetModifyDeadlineAckIds() {
-				sub.extend(id, time.Duration(req.GetModifyDeadlineSeconds()[i])*time.Second)
+				sub.extend(id, s.lease(req.GetModifyDeadlineSeconds()[i]))
 			}
 			s.mu.Unlock()
 		}
 	}()
-	deadline := time.Duration(first.GetStreamAckDeadlineSeconds()) * time.Second
 	most := int(first.GetMaxOutstandingMessages())
 	underWay := 0
 	for {
-		resp, cut := s.deliver(sub, deadline, most, &underWay)
+		resp, cut := s.deliver(sub, first.GetStreamAckDeadlineSeconds(), most, &underWay)
 		if len(resp.GetReceivedMessages()) > 0 {
 			if err := stream.Send(resp); err != nil {
 				return err
@@ -456,7 +465,7 @@ func (x *subscriber) StreamingPull(stream pubsubpb.Subscriber_StreamingPullServe
 
 const perResponse = 100
 
-func (s *Server) deliver(sub *subscription, deadline time.Duration, most int, underWay *int) (*pubsubpb.StreamingPullResponse, bool) {
+func (s *Server) deliver(sub *subscription, seconds int32, most int, underWay *int) (*pubsubpb.StreamingPullResponse, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
@@ -476,7 +485,7 @@ func (s *Server) deliver(sub *subscription, deadline time.Duration, most int, un
 		m := *sub.queue[0]
 		sub.queue = sub.queue[1:]
 		sub.next++
-		m.ackID, m.deadline = fmt.Sprintf("%s-%d", m.id, sub.next), now.Add(deadline)
+		m.ackID, m.deadline = fmt.Sprintf("%s-%d", m.id, sub.next), now.Add(s.lease(seconds))
 		sub.out[m.ackID], m.stream = &m, underWay
 		*underWay++
 		s.count.Delivered++
