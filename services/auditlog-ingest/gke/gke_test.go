@@ -39,7 +39,10 @@ func TestMain(m *testing.M) {
 		// A worker that a library of Google's starts when it is loaded.
 		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),
 		// What watches a stream of Pub/Sub's client sees its end at its next tick, within 30 s.
-		goleak.IgnoreTopFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).streamKeepAliveHandler"))
+		goleak.IgnoreTopFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).streamKeepAliveHandler"),
+		// What maxLease says.
+		goleak.IgnoreAnyFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).sender"),
+		goleak.IgnoreAnyFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).stop"))
 }
 
 // store is what survives the death of a process: events by id, and a checkpoint.
