@@ -340,7 +340,7 @@ func seedOf(t *testing.T) uint64 {
 	return seed
 }
 
-var events = flag.Int("events", 20_000, "how many events the randomised tests send")
+var events = flag.Int("events", 10_000, "how many events the randomised tests send")
 
 // TestSubscriptionExactlyOnce sends events through Pub/Sub with every fault on,
 // kills the source again and again, and finds each event once.
