@@ -195,7 +195,7 @@ func (s *scrubber) value(m mode) {
 			s.replace(start, redactedJSON)
 		} else if m.args {
 			if head, ok := s.argument(v); ok {
-				s.replace(start, string(appendString(nil, head+redacted)))
+				s.replace(start, string(record.AppendString(nil, head+redacted)))
 			}
 		}
 	default:
@@ -296,7 +296,7 @@ func (s *scrubber) embedded(m mode) {
 	if err != nil {
 		s.replace(start, redactedJSON)
 	} else if clean := s.object(v, m.secret); clean != v {
-		s.replace(start, string(appendString(nil, clean)))
+		s.replace(start, string(record.AppendString(nil, clean)))
 	}
 }
 
@@ -347,23 +347,6 @@ func (s *scrubber) uri(uri string) string {
 		return uri
 	}
 	return path + "?" + strings.Join(params, "&")
-}
-
-// appendString appends s as a JSON string.
-func appendString(b []byte, s string) []byte {
-	const hex = "0123456789abcdef"
-	b = append(b, '"')
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c == '"' || c == '\\':
-			b = append(b, '\\', c)
-		case c < ' ':
-			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
-		default:
-			b = append(b, c)
-		}
-	}
-	return append(b, '"')
 }
 
 // letter returns text that could not be read, as it may go to the dead-letter

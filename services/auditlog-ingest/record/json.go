@@ -392,6 +392,23 @@ func unescape(raw string) string {
 	}
 }
 
+// AppendString appends s as a JSON string. What is not UTF-8 stays as it is.
+func AppendString(b []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	b = append(b, '"')
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '"' || c == '\\':
+			b = append(b, '\\', c)
+		case c < ' ':
+			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		default:
+			b = append(b, c)
+		}
+	}
+	return append(b, '"')
+}
+
 // Null reads null, if that comes next.
 func (r *Reader) Null() bool {
 	if r.Peek() == 'n' && strings.HasPrefix(r.s[r.Pos:], "null") {
