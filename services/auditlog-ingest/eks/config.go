@@ -22,7 +22,7 @@ type Config struct {
 	Endpoint          string        `yaml:"endpoint" doc:"URL of CloudWatch Logs for clusters that name none, such as that of a VPC endpoint. Empty: the region's own."`
 	Start             source.Start  `yaml:"start" doc:"Where to begin in a log group without a checkpoint: now, beginning, or a time such as 2026-01-31T00:00:00Z."`
 	Poll              time.Duration `yaml:"poll" doc:"How often a log group is asked for new events, 1s to 5m."`
-	Overlap           time.Duration `yaml:"overlap" doc:"How late CloudWatch Logs may show an event and it is still taken, 10s to 1h: every stretch of time is read again when it is this old."`
+	Overlap           time.Duration `yaml:"overlap" doc:"How late CloudWatch Logs may show an event and it is still taken, 10s to 8m: every stretch of time is read again when it is this old."`
 	RequestsPerSecond float64       `yaml:"requests_per_second" doc:"Most requests a second that this ingester makes in one account and region, 0.1 to 100. The account's quota is 5 in most regions, for all its users together."`
 	Clusters          []Cluster     `yaml:"clusters" doc:"Clusters to read, at most 1000, each with: name, eks_name, log_group, region, role_arn, external_id, endpoint."`
 }
@@ -68,9 +68,12 @@ func (c Config) filled(k Cluster) Cluster {
 	return k
 }
 
+// Enabled reports whether there is anything to read.
+func (c Config) Enabled() bool { return len(c.Clusters) > 0 }
+
 // Validate checks the part; messages name the YAML key.
 func (c Config) Validate() error {
-	if len(c.Clusters) == 0 {
+	if !c.Enabled() {
 		return nil
 	}
 	if len(c.Clusters) > MaxClusters {
@@ -79,8 +82,8 @@ func (c Config) Validate() error {
 	if c.Poll < time.Second || c.Poll > 5*time.Minute {
 		return fmt.Errorf("eks.poll is %v: give 1s to 5m", c.Poll)
 	}
-	if c.Overlap < 10*time.Second || c.Overlap > time.Hour {
-		return fmt.Errorf("eks.overlap is %v: give 10s to 1h", c.Overlap)
+	if c.Overlap < 10*time.Second || c.Overlap > 8*time.Minute {
+		return fmt.Errorf("eks.overlap is %v: give 10s to 8m", c.Overlap)
 	}
 	if !(c.RequestsPerSecond >= 0.1 && c.RequestsPerSecond <= 100) {
 		return fmt.Errorf("eks.requests_per_second is %v: give 0.1 to 100", c.RequestsPerSecond)

@@ -416,7 +416,8 @@ func TestCredentials(t *testing.T) {
 
 	says("AssumeRole") // there are no credentials at all
 	id, secret := b.Key(account)
-	use(id, "not the secret of that key, "+secret[:4])
+	wrong, secretOfIt := b.Key(account)
+	use(wrong, "not the secret of that key, "+secretOfIt[:4])
 	says("AssumeRole", "InvalidSignatureException")
 	use(id, secret)
 	says("AssumeRole", "AccessDenied", "trust.json", "external_id of cluster prod")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -142,16 +143,25 @@ func (r *reader) clock(skew time.Duration, ok bool) {
 	}
 }
 
+// urgent is how much the last pass may let come together, in its own measure,
+// before it comes first. With it a moment is read for the last time within about
+// twice the overlap after it was read for the first: what runs the source
+// remembers event ids for 20 minutes.
+const urgent = 4
+
 // next returns what to read, or how long there is nothing to: the pass that has
-// waited the longest in its own measure comes first, so that none is starved by
-// another.
+// waited the longest in its own measure comes first.
 func (r *reader) next(now time.Time) (from, to int64, wait time.Duration) {
 	best := 1.0
 	wait = r.pace.every[0]
 	for i, age := range r.pace.age {
 		has := now.Add(-age).Sub(time.UnixMilli(r.at.Read[i]))
 		wait = min(wait, r.pace.every[i]-has)
-		if share := float64(has) / float64(r.pace.every[i]); share >= best {
+		share := float64(has) / float64(r.pace.every[i])
+		if i == passes-1 && share > urgent {
+			share = math.Inf(1)
+		}
+		if share >= best {
 			best, from, to = share, r.at.Read[i], now.Add(-age).UnixMilli()
 			if i == 0 {
 				to = now.UnixMilli()
