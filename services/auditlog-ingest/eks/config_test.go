@@ -1,6 +1,11 @@
 package eks
 
 import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -121,5 +126,31 @@ func TestPasses(t *testing.T) {
 				t.Errorf("%s: pass %d is at %d, want %d", tt.name, i, (r.at.Read[i]-ms(0))/1000, s)
 			}
 		}
+	}
+}
+
+// TestPermissions holds the policy that users install to the requests that the
+// source makes.
+func TestPermissions(t *testing.T) {
+	actions := map[string]string{}
+	for _, name := range []string{"policy", "assume", "trust", "pod-identity-trust"} {
+		data, err := os.ReadFile(filepath.Join("..", "..", "..", "deploy", "audit", "eks", name+".json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc struct {
+			Version   string
+			Statement []struct{ Effect, Action, Resource any }
+		}
+		if err := json.Unmarshal(data, &doc); err != nil || doc.Version != "2012-10-17" {
+			t.Errorf("%s.json: version %q, %v", name, doc.Version, err)
+		}
+		for _, s := range doc.Statement {
+			actions[name] += fmt.Sprint(s.Effect, " ", s.Action, "; ")
+		}
+	}
+	want := map[string]string{"policy": "Allow logs:FilterLogEvents; Allow logs:DescribeLogGroups; ", "assume": "Allow sts:AssumeRole; ", "trust": "Allow sts:AssumeRole; ", "pod-identity-trust": "Allow [sts:AssumeRole sts:TagSession]; "}
+	if !maps.Equal(actions, want) {
+		t.Errorf("the files allow %q, want %q", actions, want)
 	}
 }

@@ -490,7 +490,7 @@ func TestStart(t *testing.T) {
 			b.cfg.Start = tt.start
 			g := b.Group(account, region, group, now.Add(-30*24*time.Hour), 7)
 			g.Put(events("old", 100, now.Add(-time.Hour).Add(time.Second), 36*time.Second)...)
-			g.Put(events("new", 10, time.Now().Add(time.Second), 100*time.Millisecond)...)
+			g.Put(events("new", 10, time.Now().Add(300*time.Millisecond), 20*time.Millisecond)...)
 			l := newLedger()
 			stop := start(t, b.sources(t)[0], &sink{ledger: l, crash: -1})
 			eventually(t, "the events", func() bool { return l.size() >= tt.want })
