@@ -546,7 +546,7 @@ func TestGap(t *testing.T) {
 }
 
 // TestClocks has a clock here that is ten minutes before the cloud's, and one
-// that is ten behind: a late event is not passed by.
+// that is ten behind: a late event is not passed by, and none has to wait.
 func TestClocks(t *testing.T) {
 	for _, off := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
 		t.Run(off.String(), func(t *testing.T) {
@@ -562,11 +562,6 @@ func TestClocks(t *testing.T) {
 			g.Put(late...)
 			l := newLedger()
 			start(t, b.sources(t)[0], &sink{ledger: l, crash: -1})
-			if off > 0 {
-				// What is later than our own clock is read when that comes to it.
-				eventually(t, "the first events", func() bool { return b.Answers()["ok"] > 20 })
-				return
-			}
 			eventually(t, "all events", func() bool { return l.size() == 20 })
 		})
 	}

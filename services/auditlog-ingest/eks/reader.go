@@ -80,7 +80,7 @@ type reader struct {
 
 	at      checkpoint
 	window  time.Duration
-	behind  time.Duration // how far our clock is before the cloud's; 0 if it is not
+	skew    time.Duration // from our clock to the cloud's
 	failing time.Time     // when the last failure was logged
 	looked  time.Time
 }
@@ -132,14 +132,18 @@ func (r *reader) run(ctx context.Context, sink source.Sink) error {
 	}
 }
 
-// now is the present by our clock or the cloud's, whichever is behind: what
-// counts as old enough must be so by the cloud's.
-func (r *reader) now() time.Time { return time.Now().Add(-r.behind) }
+// now is the present by the cloud's clock: what counts as old enough must be so
+// there.
+func (r *reader) now() time.Time { return time.Now().Add(r.skew) }
 
-// clock compares our clock with that of an answer, which has whole seconds.
+// clock takes over what an answer says of the cloud's clock, in whole seconds:
+// less than one is no difference.
 func (r *reader) clock(skew time.Duration, ok bool) {
-	if ok {
-		r.behind = max(0, -skew-time.Second)
+	if !ok {
+		return
+	}
+	if r.skew = skew; skew.Abs() <= time.Second {
+		r.skew = 0
 	}
 }
 
@@ -213,7 +217,7 @@ func (r *reader) read(ctx context.Context, sink source.Sink, from, to int64) err
 		if first {
 			// By the cloud's clock the window may not have been as old as we thought.
 			r.clock(awsmiddleware.GetAttemptSkew(page.ResultMetadata))
-			began, first = began.Add(-r.behind), false
+			began, first = began.Add(r.skew), false
 		}
 		for i := range page.Events {
 			if err := sink.Put(ctx, recordOf(&page.Events[i]), nil); err != nil {
