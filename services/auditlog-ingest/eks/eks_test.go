@@ -102,6 +102,9 @@ func (s *sink) Put(ctx context.Context, r source.Record, done func()) error {
 	if s.crash == 0 {
 		return errCrash
 	}
+	if r.Cluster == "" {
+		panic("a record without its cluster")
+	}
 	s.crash--
 	if s.batch = append(s.batch, r); len(s.batch) == 100 {
 		s.flush()

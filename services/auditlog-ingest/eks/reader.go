@@ -220,7 +220,9 @@ func (r *reader) read(ctx context.Context, sink source.Sink, from, to int64) err
 			began, first = began.Add(r.skew), false
 		}
 		for i := range page.Events {
-			if err := sink.Put(ctx, recordOf(&page.Events[i]), nil); err != nil {
+			record := recordOf(&page.Events[i])
+			record.Cluster = r.Cluster.Name
+			if err := sink.Put(ctx, record, nil); err != nil {
 				return err
 			}
 		}
