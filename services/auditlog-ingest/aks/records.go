@@ -23,6 +23,7 @@ const (
 type entry struct {
 	text     string // all of it
 	resource string // resourceId as it is written
+	cluster  string // whose it is, by aks.clusters
 	audit    bool   // its category is one of the two
 	log      []byte // the audit record in it
 	// trimmed is the record in place of log, if Azure cut it off.
