@@ -35,20 +35,21 @@ import (
 // The hour is that of the records; Azure appends to it for a while after.
 const (
 	resourcePrefix = "resourceId="
-	yearPrefix     = "/y="
+	yearPrefix     = "y="
 )
 
-var hourOf = regexp.MustCompile(`^(\d{4})/m=(\d\d)/d=(\d\d)/h=(\d\d)/m=\d\d/[^/]+\.json$`)
+var hourOf = regexp.MustCompile(`^y=(\d{4})/m=(\d\d)/d=(\d\d)/h=(\d\d)/m=\d\d/[^/]+\.json$`)
 
 const (
 	// piece is how much of a blob is asked for at a time.
 	piece = 1 << 20
 	// maxLine is the longest line that is read; a longer one is refused.
 	maxLine = 8 << 20
-	// maxPrefixes and maxPages bound what is listed of an account, and of one
-	// day of one cluster.
+	// maxPrefixes, maxFolders and maxPages bound what is listed of an account, and
+	// of one day of one cluster.
 	maxPrefixes = 4096
 	maxPages    = 16
+	maxFolders  = 16
 	// pieceFor is how long one piece may take.
 	pieceFor = 2 * time.Minute
 )
@@ -72,7 +73,7 @@ func (a *account) source(name string) source.Source {
 			return r
 		}
 		return '_'
-	}, clusterName(strings.TrimSuffix(prefix, yearPrefix)))
+	}, clusterName(strings.TrimSuffix(prefix, "/")))
 	return &blobs{
 		account: a, container: c, prefix: prefix,
 		label: fmt.Sprintf("%s-%.48s-%s", a.cfg.Name, cluster, hex.EncodeToString(sum[:4])),
@@ -111,32 +112,49 @@ func (a *account) list(ctx context.Context) ([]string, error) {
 	found := []string{}
 	missing := 0
 	for _, name := range containers {
-		prefix := resourcePrefix
-		pages := client.ServiceClient().NewContainerClient(name).NewListBlobsHierarchyPager(yearPrefix, &container.ListBlobsHierarchyOptions{Prefix: &prefix})
-		for pages.More() {
-			page, err := pages.NextPage(ctx)
-			if bloberror.HasCode(err, bloberror.ContainerNotFound) {
-				missing++
-				break
+		err := a.walk(ctx, client.ServiceClient().NewContainerClient(name), resourcePrefix, 0, func(prefix string) error {
+			if _, ok := a.cluster(a.cfg.Name, strings.Trim(strings.TrimPrefix(prefix, resourcePrefix), "/")); !ok {
+				return nil
 			}
-			if err != nil {
-				return nil, fmt.Errorf("container %s: %w", name, remedy(err))
+			if found = append(found, name+"/"+prefix); len(found) > maxPrefixes {
+				return fmt.Errorf("more than %d clusters: name those to read in aks.clusters", maxPrefixes)
 			}
-			for _, p := range page.Segment.BlobPrefixes {
-				resource := strings.TrimSuffix(strings.TrimPrefix(*p.Name, resourcePrefix), yearPrefix)
-				if _, ok := a.cluster(a.cfg.Name, resource); !ok {
-					continue
-				}
-				if found = append(found, name+"/"+*p.Name); len(found) > maxPrefixes {
-					return nil, fmt.Errorf("container %s: more than %d clusters: name those to read in aks.clusters", name, maxPrefixes)
-				}
-			}
+			return nil
+		})
+		if bloberror.HasCode(err, bloberror.ContainerNotFound) {
+			missing++
+		} else if err != nil {
+			return nil, fmt.Errorf("container %s: %w", name, remedy(err))
 		}
 	}
 	if missing == len(containers) {
 		return nil, fmt.Errorf("the account has none of the containers %s: Azure makes them with the first record", strings.Join(containers, ", "))
 	}
 	return found, nil
+}
+
+// walk calls each with the folders that have folders of years. (A delimiter of
+// more than one character would find them at once; Azurite does not know it.)
+func (a *account) walk(ctx context.Context, c *container.Client, prefix string, depth int, each func(string) error) error {
+	if depth > maxFolders {
+		return fmt.Errorf("folders below %.200q are deeper than those of diagnostic settings", prefix)
+	}
+	pages := c.NewListBlobsHierarchyPager("/", &container.ListBlobsHierarchyOptions{Prefix: &prefix})
+	for pages.More() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return err
+		}
+		for _, p := range page.Segment.BlobPrefixes {
+			if strings.HasPrefix(strings.TrimPrefix(*p.Name, prefix), yearPrefix) {
+				return each(prefix)
+			}
+			if err := a.walk(ctx, c, *p.Name, depth+1, each); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // remedy adds what to do about an answer that says little.
@@ -159,7 +177,7 @@ type blobsAt struct {
 	// Floor is the first hour whose blob may still grow. What is before it is
 	// done.
 	Floor time.Time `json:"floor"`
-	// Blobs are those from Floor on, and the newest, by name behind y=.
+	// Blobs are those from Floor on, by name behind the cluster's folder.
 	Blobs map[string]blobAt `json:"blobs"`
 }
 
@@ -167,7 +185,7 @@ type blobsAt struct {
 type blobs struct {
 	*account
 	container string
-	prefix    string // up to the year
+	prefix    string // the cluster's folder, with a slash at its end
 	label     string
 	sink      source.Sink
 	at        blobsAt
@@ -219,7 +237,7 @@ func (b *blobs) Run(ctx context.Context, sink source.Sink) error {
 
 // item is one blob as it was listed.
 type item struct {
-	name     string // behind y=
+	name     string // behind the cluster's folder
 	hour     time.Time
 	size     int64
 	modified time.Time
@@ -343,7 +361,7 @@ func hourIn(name string) (time.Time, bool) {
 func (b *blobs) day(ctx context.Context, c *container.Client, day time.Time) ([]item, error) {
 	ctx, cancel := context.WithTimeout(ctx, pieceFor)
 	defer cancel()
-	prefix := b.prefix + day.Format("2006/m=01/d=02/")
+	prefix := b.prefix + day.Format("y=2006/m=01/d=02/")
 	pages := c.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &prefix})
 	var items []item
 	for n := 0; pages.More(); n++ {
@@ -415,7 +433,7 @@ func (b *blobs) done(ctx context.Context, day, now time.Time) error {
 	}
 	b.at.Floor = floor
 	if len(b.at.Blobs) > 0 {
-		below := floor.Format("2006/m=01/d=02/h=15/")
+		below := floor.Format("y=2006/m=01/d=02/h=15/")
 		maps.DeleteFunc(b.at.Blobs, func(name string, _ blobAt) bool { return name < below })
 	}
 	return b.sink.Mark(ctx, b.checkpoint())

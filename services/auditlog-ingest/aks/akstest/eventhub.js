@@ -64,10 +64,16 @@ container.on('connection_open', (c) => {
   c.connection.claims = new Map();
   connections.add(c.connection);
 });
-const gone = (c) => {
-  connections.delete(c.connection);
-  for (const l of links) if (l.connection === c.connection) links.delete(l);
-};
+function forget(connection) {
+  connections.delete(connection);
+  for (const l of links) if (l.connection === connection) links.delete(l);
+}
+// kill resets a connection; rhea does not tell of one that ended here.
+function kill(connection) {
+  forget(connection);
+  connection.socket.destroy();
+}
+const gone = (c) => forget(c.connection);
 container.on('connection_close', gone);
 container.on('disconnected', gone);
 container.on('connection_error', () => {});
@@ -216,7 +222,7 @@ function pump(s) {
     }
     if (chance('cut')) {
       stats.cuts++;
-      return s.connection.socket.destroy();
+      return kill(s.connection);
     }
     if (chance('expire')) {
       stats.expired++;
@@ -241,7 +247,7 @@ const commands = {
     hub.keys = o.keys;
     hub.partitions = [];
     for (let i = 0; i < o.partitions; i++) hub.partitions.push({ begin: 0, events: [], last: 0, hold: false });
-    for (const c of connections) c.socket.destroy();
+    for (const c of connections) kill(c);
   },
   keys(o) { hub.keys = o.keys; },
   tokens(o) { hub.tokens = o.tokens; },
@@ -259,7 +265,7 @@ const commands = {
   },
   hold(o) { hub.partitions[o.partition].hold = o.hold; },
   faults(o) { faults = o.faults; if (o.seed) seed = o.seed; },
-  cut() { for (const c of connections) c.socket.destroy(); },
+  cut() { for (const c of connections) kill(c); },
   expire() { // all claims
     for (const c of connections) c.claims.clear();
     for (const l of links) fail(l, 'amqp:unauthorized-access', 'ExpiredToken: The token is expired.');
@@ -268,7 +274,7 @@ const commands = {
   stats() { return Object.assign({ links: links.size, connections: connections.size }, stats); },
 };
 
-const options = { port: 0, host: '127.0.0.1' };
+const options = { port: 0, host: '127.0.0.1', noDelay: true };
 if (process.argv[2]) {
   const fs = require('fs');
   Object.assign(options, { transport: 'tls', cert: fs.readFileSync(process.argv[2]), key: fs.readFileSync(process.argv[3]) });
