@@ -196,7 +196,7 @@ func (w writer) Write(b []byte) (int, error) { w.t.Logf("%s", bytes.TrimSpace(b)
 // until waits until ok, and fails the test if that takes too long.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited too long: %s", what)
 		}

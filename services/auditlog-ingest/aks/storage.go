@@ -310,18 +310,20 @@ func (b *blobs) begin(ctx context.Context, c *container.Client) error {
 		b.at.Floor = window
 	case source.StartBeginning:
 		b.at.Floor = window
-		one := int32(1)
-		pages := c.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &b.prefix, MaxResults: &one})
+		pages := c.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &b.prefix})
+	look:
 		for n := 0; n < maxPages && pages.More(); n++ { // a page can be empty
 			page, err := pages.NextPage(ctx)
 			if err != nil {
 				return remedy(err)
 			}
-			if len(page.Segment.BlobItems) > 0 {
-				if it, ok := b.parse(page.Segment.BlobItems[0]); ok && it.hour.Before(window) {
-					b.at.Floor = it.hour
+			for _, i := range page.Segment.BlobItems {
+				if it, ok := b.parse(i); ok {
+					if it.hour.Before(window) {
+						b.at.Floor = it.hour
+					}
+					break look
 				}
-				break
 			}
 		}
 	default:

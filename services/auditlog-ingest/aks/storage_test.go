@@ -19,11 +19,13 @@ const (
 	resource       = "/subscriptions/s/resourcegroups/g/providers/microsoft.containerservice/managedclusters/"
 )
 
-func storageConfig(t testing.TB, a *akstest.Account) aks.Config {
+// storageConfig returns the configuration for one container, from its
+// beginning.
+func storageConfig(t testing.TB, a *akstest.Account, container string) aks.Config {
 	cfg := aks.DefaultConfig()
 	cfg.Start = source.StartBeginning
 	cfg.PollEvery = time.Second
-	cfg.Storage = []aks.StorageConfig{{Name: "logs", ConnectionStringFile: writeFile(t, "connection", a.ConnectionString())}}
+	cfg.Storage = []aks.StorageConfig{{Name: "logs", ConnectionStringFile: writeFile(t, "connection", a.ConnectionString()), Containers: []string{container}}}
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -40,8 +42,24 @@ func blobLines(res string, from, n int) []byte {
 	return b.Bytes()
 }
 
+// TestStorage runs all tests against one account, each with a container of its
+// own: Azurite takes seconds to start.
 func TestStorage(t *testing.T) {
 	a := akstest.NewAccount(t)
+	t.Run("side by side", func(t *testing.T) {
+		for name, test := range map[string]func(*testing.T, *akstest.Account){
+			"forms": storageForms, "start": storageStart, "gone": storageGone, "hostile": storageHostile, "slow": storageSlow,
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				test(t, a)
+			})
+		}
+	})
+	t.Run("faults", func(t *testing.T) { storageFaults(t, a) })
+}
+
+func storageForms(t *testing.T, a *akstest.Account) {
 	hour := time.Now().UTC().Truncate(time.Hour)
 	one, two := resource+"one", resource+"two"
 	// Two clusters, a blob of three days ago, late records, and the forms.
@@ -49,7 +67,8 @@ func TestStorage(t *testing.T) {
 	a.Append(auditContainer, akstest.BlobName(one, hour.Add(-time.Hour)), blobLines(one, 10, 5))
 	a.Append("insights-logs-kube-audit-admin", akstest.BlobName(two, hour), bytes.TrimSpace(blobLines(two, 100, 1))) // no end of line
 	a.Append(auditContainer, "resourceId="+strings.ToUpper(one)+"/other", []byte("x"))
-	cfg := storageConfig(t, a)
+	cfg := storageConfig(t, a, auditContainer)
+	cfg.Storage[0].Containers = nil // those of diagnostic settings
 	cfg.Clusters = []aks.ClusterConfig{{ResourceID: one, Name: "c1"}, {ResourceID: two, Name: "c2"}}
 	l := newLedger()
 	stop := start(t, cfg, l)
@@ -69,15 +88,13 @@ func TestStorage(t *testing.T) {
 	}
 }
 
-func TestStorageStart(t *testing.T) {
-	t.Parallel()
-	a := akstest.NewAccount(t)
+func storageStart(t *testing.T, a *akstest.Account) {
 	now := time.Now().UTC()
 	res := resource + "c"
-	a.Append(auditContainer, akstest.BlobName(res, now.Add(-50*time.Hour)), blobLines(res, 0, 1))
-	a.Append(auditContainer, akstest.BlobName(res, now.Add(-30*time.Hour)), blobLines(res, 1, 1))
-	a.Append(auditContainer, akstest.BlobName(res, now), blobLines(res, 2, 1))
-	cfg := storageConfig(t, a)
+	a.Append("c-start", akstest.BlobName(res, now.Add(-50*time.Hour)), blobLines(res, 0, 1))
+	a.Append("c-start", akstest.BlobName(res, now.Add(-30*time.Hour)), blobLines(res, 1, 1))
+	a.Append("c-start", akstest.BlobName(res, now), blobLines(res, 2, 1))
+	cfg := storageConfig(t, a, "c-start")
 	cfg.Start = source.Start(now.Add(-40 * time.Hour).Format(time.RFC3339))
 	l := newLedger()
 	stop := start(t, cfg, l)
@@ -90,32 +107,30 @@ func TestStorageStart(t *testing.T) {
 	l = newLedger()
 	start(t, cfg, l)
 	until(t, "the first checkpoint", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return len(l.marks) == 1 })
-	a.Append(auditContainer, akstest.BlobName(res, now), blobLines(res, 3, 1))
+	a.Append("c-start", akstest.BlobName(res, now), blobLines(res, 3, 1))
 	until(t, "what is new", func() bool { return l.distinct() == 1 })
 	if l.seen[akstest.ID(3)] != 1 {
 		t.Errorf("start now: %v", l.seen)
 	}
 }
 
-// TestStorageGone holds that blobs that are deleted before they are read are
+// storageGone holds that blobs that are deleted before they are read are
 // told as a gap with its times, and those that were read are not.
-func TestStorageGone(t *testing.T) {
-	t.Parallel()
-	a := akstest.NewAccount(t)
+func storageGone(t *testing.T, a *akstest.Account) {
 	now := time.Now().UTC()
 	res := resource + "c"
 	name := func(hours int) string { return akstest.BlobName(res, now.Add(-time.Duration(hours)*time.Hour)) }
 	for i := range 3 {
-		a.Append(auditContainer, name(2-i), blobLines(res, i, 1))
+		a.Append("c-gone", name(2-i), blobLines(res, i, 1))
 	}
-	cfg := storageConfig(t, a)
+	cfg := storageConfig(t, a, "c-gone")
 	l := newLedger()
 	stop := start(t, cfg, l)
 	until(t, "what is there", func() bool { return l.distinct() == 3 })
 	stop()
-	a.Delete(auditContainer, name(2))
-	a.Delete(auditContainer, name(1))
-	a.Append(auditContainer, name(0), blobLines(res, 3, 1))
+	a.Delete("c-gone", name(2))
+	a.Delete("c-gone", name(1))
+	a.Append("c-gone", name(0), blobLines(res, 3, 1))
 	start(t, cfg, l)
 	until(t, "the rest", func() bool { return l.distinct() == 4 })
 	if len(l.gaps) != 1 || !strings.Contains(l.gaps[0], "from") || l.taken != 4 {
@@ -123,67 +138,62 @@ func TestStorageGone(t *testing.T) {
 	}
 }
 
-// TestStorageHostile holds that long lines are bounded and refused, and what
+// storageHostile holds that long lines are bounded and refused, and what
 // stands beside them is taken.
-func TestStorageHostile(t *testing.T) {
-	t.Parallel()
-	a := akstest.NewAccount(t)
+func storageHostile(t *testing.T, a *akstest.Account) {
 	now := time.Now().UTC()
 	res := resource + "c"
 	long := bytes.Repeat([]byte("x"), 3<<20)
-	a.Append(auditContainer, akstest.BlobName(res, now), blobLines(res, 0, 1))
+	a.Append("c-hostile", akstest.BlobName(res, now), blobLines(res, 0, 1))
 	for range 7 { // 21 MB in one line
-		a.Append(auditContainer, akstest.BlobName(res, now), long)
+		a.Append("c-hostile", akstest.BlobName(res, now), long)
 	}
-	a.Append(auditContainer, akstest.BlobName(res, now), append([]byte("\n\n\r\n"), blobLines(res, 1, 2)...))
+	a.Append("c-hostile", akstest.BlobName(res, now), append([]byte("\n\n\r\n"), blobLines(res, 1, 2)...))
 	l := newLedger()
-	start(t, storageConfig(t, a), l)
+	start(t, storageConfig(t, a, "c-hostile"), l)
 	until(t, "what stands behind", func() bool { return l.distinct() == 3 })
 	if want := fmt.Sprintf("%d bytes: a line of", 21<<20); len(l.refused) != 1 || !strings.Contains(l.refused[0], want) {
 		t.Errorf("refused %.300q, want %q", l.refused, want)
 	}
 }
 
-// TestStorageSlow holds that a cluster whose requests hang does not delay
+// storageSlow holds that a cluster whose requests hang does not delay
 // another.
-func TestStorageSlow(t *testing.T) {
-	t.Parallel()
-	a := akstest.NewAccount(t)
+func storageSlow(t *testing.T, a *akstest.Account) {
 	now := time.Now().UTC()
 	slow, fast := resource+"slow", resource+"fast"
-	a.Append(auditContainer, akstest.BlobName(slow, now), blobLines(slow, 0, 1))
-	a.Append(auditContainer, akstest.BlobName(fast, now), blobLines(fast, 1, 1))
-	a.Hold("SLOW")
+	a.Append("c-slow", akstest.BlobName(slow, now), blobLines(slow, 0, 1))
+	a.Append("c-slow", akstest.BlobName(fast, now), blobLines(fast, 1, 1))
+	a.Hold("SLOW%2Fy%3D") // the blobs, not the cluster
 	l := newLedger()
-	start(t, storageConfig(t, a), l)
+	start(t, storageConfig(t, a, "c-slow"), l)
 	until(t, "the fast one", func() bool { return l.distinct() == 1 })
-	a.Append(auditContainer, akstest.BlobName(fast, now), blobLines(fast, 2, 1))
+	a.Append("c-slow", akstest.BlobName(fast, now), blobLines(fast, 2, 1))
 	until(t, "the fast one again", func() bool { return l.distinct() == 2 })
 	a.Hold("")
 	until(t, "the slow one", func() bool { return l.distinct() == 3 })
 }
 
-// TestStorageFaults appends 100,000 records to the blobs of 2 clusters and 6
+// storageFaults appends 100,000 records to the blobs of 2 clusters and 6
 // hours, late ones too, with faults on, while the ingester crashes again and
 // again.
-func TestStorageFaults(t *testing.T) {
+func storageFaults(t *testing.T, a *akstest.Account) {
 	const events, seed = 100_000, 7
-	a := akstest.NewAccount(t)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	now := time.Now().UTC()
-	cfg := storageConfig(t, a)
+	cfg := storageConfig(t, a, "c-faults")
 	cfg.Late = 12 * time.Hour
 	done := make(chan struct{})
 	appendSome := func(i int) int {
 		res := resource + fmt.Sprint("c", rnd.IntN(2))
-		n := min(1+rnd.IntN(400), events-i)
+		n := min(1+rnd.IntN(1500), events-i)
 		text := blobLines(res, i, n)
 		name := akstest.BlobName(res, now.Add(-time.Duration(rnd.IntN(6))*time.Hour))
 		if cut := rnd.IntN(len(text)); cut > 0 { // in two appends
-			a.Append(auditContainer, name, text[:cut])
+			a.Append("c-faults", name, text[:cut])
 			text = text[cut:]
 		}
-		a.Append(auditContainer, name, text)
+		a.Append("c-faults", name, text)
 		return i + n
 	}
 	first := appendSome(0)
@@ -208,7 +218,7 @@ func TestStorageFaults(t *testing.T) {
 			}
 			stop()
 		}()
-		life(one, t, cfg, l, func(string) int { return 500 + crashes.IntN(15_000) })
+		life(one, t, cfg, l, func(string) int { return 5000 + crashes.IntN(25_000) })
 		stop()
 	}
 	<-done
