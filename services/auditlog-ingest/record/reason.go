@@ -22,5 +22,6 @@ const (
 	ReasonStage      = "stage"       // no stage
 	ReasonTime       = "time"        // no time that can be read
 	ReasonEncoding   = "encoding"    // cannot be decompressed
+	ReasonCluster    = "cluster"     // of a cluster whose name cannot be taken
 	ReasonTooLarge   = "oversized"   // larger than is taken at all
 )
