@@ -131,8 +131,8 @@ func (c Config) Validate() error {
 			bad("%s.resource_id is %q, which stands there twice: a resource is one cluster", key, k.ResourceID)
 		}
 		ids[id] = true
-		if k.Name == "" || len(k.Name) > 128 {
-			bad("%s.name is %q: give the name of the cluster, the same as in its sensors", key, k.Name)
+		if err := source.ValidName(key+".name", k.Name); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if err := c.Start.Validate("aks.start"); err != nil {

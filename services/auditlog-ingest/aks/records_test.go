@@ -29,12 +29,10 @@ func outcome(t testing.TB, line []byte) string {
 	b := batch.NewBuilder(schemas.Audit, schemas.RawColumns(schemas.Audit))
 	var out []string
 	err := aks.Records(line, func(r source.Record) error {
-		text := r.Text
 		if r.Trimmed != nil {
-			text = r.Trimmed.Text
 			out = append(out, "cut")
 		}
-		if err := norm.Append(b, text); err != nil {
+		if err := norm.AppendRecord(b, r); err != nil {
 			out = append(out, "record refused: "+fault.Reason(err))
 			return nil
 		}
