@@ -22,7 +22,9 @@ import (
 	"picket/internal/rules"
 	"picket/schemas"
 	auditlogingest "picket/services/auditlog-ingest"
+	"picket/services/auditlog-ingest/aks"
 	"picket/services/auditlog-ingest/eks"
+	"picket/services/auditlog-ingest/gke"
 	"picket/services/auditlog-ingest/record"
 	"picket/services/auditlog-ingest/source"
 	"picket/services/detector"
@@ -134,7 +136,8 @@ var auditFormats = map[string]func(line []byte, yield func(source.Record) error)
 		return yield(source.Record{Item: record.Item{Text: line}})
 	},
 	"eks": eks.Records,
-	// "gke": gke.Records, "aks": aks.Records,
+	"aks": aks.Records,
+	"gke": gke.Records,
 }
 
 // replayFormats lists what --format may be.

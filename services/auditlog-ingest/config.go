@@ -10,8 +10,10 @@ import (
 
 	"picket/internal/bus"
 	"picket/internal/service"
+	"picket/services/auditlog-ingest/aks"
 	"picket/services/auditlog-ingest/eks"
 	"picket/services/auditlog-ingest/file"
+	"picket/services/auditlog-ingest/gke"
 	"picket/services/auditlog-ingest/source"
 	"picket/services/auditlog-ingest/webhook"
 )
@@ -27,6 +29,8 @@ type Config struct {
 	Webhook     webhook.Config      `yaml:"webhook"`
 	File        file.Config         `yaml:"file"`
 	EKS         eks.Config          `yaml:"eks"`
+	GKE         gke.Config          `yaml:"gke"`
+	AKS         aks.Config          `yaml:"aks"`
 	Drop        []Drop              `yaml:"drop" doc:"Events that are left out and counted: a list of name and condition (rule language). A list of your own stands in place of the default; [] leaves nothing out."`
 	LagAlert    time.Duration       `yaml:"lag_alert" doc:"A source whose newest event is older than this is reported (source_late). 0: never."`
 	SilentAlert time.Duration       `yaml:"silent_alert" doc:"A source that brought nothing for this long is reported (source_silent). 0: never."`
@@ -41,6 +45,8 @@ func DefaultConfig() Config {
 		Webhook: webhook.DefaultConfig(),
 		File:    file.DefaultConfig(),
 		EKS:     eks.DefaultConfig(),
+		GKE:     gke.DefaultConfig(),
+		AKS:     aks.DefaultConfig(),
 		Drop:    DefaultDrop(), LagAlert: 15 * time.Minute, SilentAlert: 30 * time.Minute,
 		Redact: DefaultRedact(),
 	}
@@ -71,7 +77,7 @@ func (c Config) Validate() error {
 	if c.Webhook.Listen != "" && c.File.Path != "" && c.Webhook.Name == c.File.Name {
 		return fmt.Errorf("webhook.name and file.name are both %q: sources of a cluster have different names", c.File.Name)
 	}
-	return errors.Join(c.NATS.Validate(), c.Log.Validate(), c.Admin.Validate(), c.Webhook.Validate(), c.File.Validate(), c.EKS.Validate(), c.Redact.Validate())
+	return errors.Join(c.NATS.Validate(), c.Log.Validate(), c.Admin.Validate(), c.Webhook.Validate(), c.File.Validate(), c.EKS.Validate(), c.GKE.Validate(), c.AKS.Validate(), c.Redact.Validate())
 }
 
 // shared is a part of the configuration that makes a Provider.
@@ -83,10 +89,23 @@ type shared struct {
 // providers are the parts that are in use: one entry for each cloud.
 func (c Config) providers() []shared {
 	var out []shared
-	if c.EKS.Enabled() {
-		out = append(out, shared{"eks", func(log *slog.Logger, reg prometheus.Registerer) (source.Provider, error) {
+	for _, p := range []struct {
+		on   bool
+		make shared
+	}{
+		{c.EKS.Enabled(), shared{"eks", func(log *slog.Logger, reg prometheus.Registerer) (source.Provider, error) {
 			return eks.New(c.EKS, log, reg)
-		}})
+		}}},
+		{c.GKE.Enabled(), shared{"gke", func(log *slog.Logger, reg prometheus.Registerer) (source.Provider, error) {
+			return gke.New(c.GKE, log, reg)
+		}}},
+		{c.AKS.Enabled(), shared{"aks", func(log *slog.Logger, reg prometheus.Registerer) (source.Provider, error) {
+			return aks.New(c.AKS, log, reg)
+		}}},
+	} {
+		if p.on {
+			out = append(out, p.make)
+		}
 	}
 	return out
 }

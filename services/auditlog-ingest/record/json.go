@@ -50,6 +50,9 @@ func NewReader(s string) Reader { return Reader{s: s} }
 // Slice returns the text from start to end.
 func (r *Reader) Slice(start, end int) string { return r.s[start:end] }
 
+// Len returns the length of the text.
+func (r *Reader) Len() int { return len(r.s) }
+
 func (r *Reader) fail(what string) error {
 	return fmt.Errorf("%w: %s at byte %d", ErrSyntax, what, r.Pos)
 }
