@@ -84,6 +84,10 @@ bench-sensor: ## What the sensor costs its node, with limits (root, quiet machin
 	$(GOBUILD) -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/picket-sensor
 	$(GO) run ./test/bench-sensor $(ARGS)
 
+.PHONY: bench-audit
+bench-audit: ## What the ingester takes from an audit log file to JetStream; ARGS='-check -events 400000' for flags
+	@$(GO) run ./test/bench-audit $(ARGS)
+
 .PHONY: bench-noise
 bench-noise: build ## How many alerts ordinary work raises (root for its recording, made once); ARGS=-check for the limit
 	@scripts/install.sh bench

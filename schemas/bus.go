@@ -104,8 +104,19 @@ const (
 	// LossOversized: one event larger than a batch may be.
 	LossOversized = "oversized"
 	// LossSourceGap: the source removed audit records before they were read;
-	// counted once for each gap, since nobody knows how many.
+	// counted once for each gap, since nobody knows how many. health_subject is
+	// the source, and where it is known the range of time.
 	LossSourceGap = "source_gap"
+	// LossSourceLate: the newest audit event of a source is older than
+	// lag_alert: what happens now is not seen yet. Counted once for each time
+	// that begins; nothing is lost by it.
+	LossSourceLate = "source_late"
+	// LossSourceSilent: nothing came from a source for silent_alert. Counted
+	// once for each time that begins.
+	LossSourceSilent = "source_silent"
+	// LossAPIServer: the API server dropped audit events before its web hook
+	// sent them, as its own apiserver_audit_error_total counts.
+	LossAPIServer = "api_server"
 )
 
 // CounterOffers and CounterLacks begin the names of a sensor's counters, each 1, of what the node's kernel has, and
@@ -117,7 +128,7 @@ const (
 
 // LossReasons lists every loss reason.
 func LossReasons() []string {
-	return []string{LossRingFull, LossRateLimited, LossRingEmptied, LossTampered, LossSensorRestart, LossDecode, LossSpoolFull, LossSpoolDamaged, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap}
+	return []string{LossRingFull, LossRateLimited, LossRingEmptied, LossTampered, LossSensorRestart, LossDecode, LossSpoolFull, LossSpoolDamaged, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap, LossSourceLate, LossSourceSilent, LossAPIServer}
 }
 
 // Token makes a name safe as one token of a NATS subject: dots, spaces,

@@ -26,9 +26,9 @@ func AllServices() []string {
 }
 
 // PermissionsOf returns the permissions of a service. cluster and node bind a
-// sensor to its own subjects and key, and an ingester to its cluster; "*"
-// stands for any and suits one machine.
-func PermissionsOf(service, cluster, node string) Permissions {
+// sensor to its own subjects and key, and an ingester to its cluster and those
+// in more; "*" stands for any and suits one machine.
+func PermissionsOf(service, cluster, node string, more ...string) Permissions {
 	if cluster != "*" {
 		cluster = Token(cluster)
 	}
@@ -69,6 +69,9 @@ func PermissionsOf(service, cluster, node string) Permissions {
 	case ServiceAudit:
 		info(StreamRaw)
 		p.Publish = append(p.Publish, "picket.raw."+cluster+".*."+Audit.String(), "picket.raw."+cluster+".*."+Health.String())
+		for _, c := range more {
+			p.Publish = append(p.Publish, "picket.raw."+Token(c)+".*."+Audit.String())
+		}
 		bucket(BucketCheckpoints, ">", true)
 	case ServiceEnricher:
 		consume(StreamRaw, DurableEnricher)

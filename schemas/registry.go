@@ -210,7 +210,9 @@ var (
 	AuditRequest         = add(Field{Name: "audit_request_object", Type: Text, Classes: audit, Doc: "requestObject as JSON, redacted by policy; empty at level Metadata."})
 	AuditResponse        = add(Field{Name: "audit_response_object", Type: Text, Classes: audit, Doc: "responseObject as JSON, redacted by policy."})
 	AuditTrimmed         = add(Field{Name: "audit_trimmed", Type: Bool, Classes: audit, Doc: "The record was larger than the ingester's bound; request and response objects were dropped."})
-	AuditSource          = add(Field{Name: "audit_source", Type: Name, Classes: audit, Doc: "How the record came: webhook or file."})
+	AuditSource          = add(Field{Name: "audit_source", Type: Name, Classes: audit, Doc: "How the record came: webhook, file, eks, gke or aks."})
+	AuditCloudID         = add(Field{Name: "audit_cloud_id", Type: Text, Classes: audit, Rule: []string{"ka.cloud.id"}, Doc: "The cloud's own id of the record: eventId of CloudWatch Logs, insertId of Cloud Logging, offset or sequence number of Event Hubs; empty where there is none."})
+	AuditRepeated        = add(Field{Name: "audit_id_repeated", Type: Bool, Classes: audit, Rule: []string{"ka.auditid.repeated"}, Doc: "Another record of the same auditID and stage came shortly before, with other content: callers may choose the id. Of records that the ingester remembers."})
 
 	// Added by the enricher.
 	Join               = add(Field{Name: "k8s_join", Type: Name, Classes: person, Enriched: true, Doc: "host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown."})

@@ -132,13 +132,16 @@ func newMigrate(t *target) *cobra.Command {
 }
 
 func newCredentials() *cobra.Command {
-	var dir, cluster, node string
+	var (
+		dir, cluster, node string
+		auditClusters      []string
+	)
 	c := &cobra.Command{
 		Use:   "credentials --out DIR",
 		Short: "Write a credentials file per service, and the configuration that makes a NATS server of your own accept them",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := natsserver.WriteCredentials(dir, cluster, node); err != nil {
+			if err := natsserver.WriteCredentials(dir, cluster, node, auditClusters); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "credentials are in %s; include %s in nats-server's configuration; keep %s to yourself\n",
@@ -148,6 +151,7 @@ func newCredentials() *cobra.Command {
 	}
 	c.Flags().StringVar(&dir, "out", "", "folder to write to")
 	c.Flags().StringVar(&cluster, "cluster", "", "cluster that sensor and ingester may speak for; empty: any")
+	c.Flags().StringSliceVar(&auditClusters, "audit-clusters", nil, "clusters that the ingester may speak for besides --cluster, separated by commas: those whose audit logs it pulls")
 	c.Flags().StringVar(&node, "node", "", "node that the sensor may speak for; empty: any")
 	if err := c.MarkFlagRequired("out"); err != nil {
 		panic(err) // the flag is declared above

@@ -3,12 +3,15 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,13 +22,16 @@ import (
 	"picket/internal/rules"
 	"picket/schemas"
 	auditlogingest "picket/services/auditlog-ingest"
+	"picket/services/auditlog-ingest/record"
+	"picket/services/auditlog-ingest/source"
 	"picket/services/detector"
 	"picket/services/enricher"
 )
 
 const (
-	maxReplayFile   = 2 << 30 // bytes: a file is read as a whole
-	maxRefusedShown = 10      // of a file
+	maxReplayFile     = 2 << 30 // bytes: a file is read as a whole
+	maxReplayClusters = 256     // of a file of audit records
+	maxRefusedShown   = 10      // of a file
 )
 
 func newReplay() *cobra.Command {
@@ -34,7 +40,7 @@ func newReplay() *cobra.Command {
 		paths  []string
 	)
 	c := &cobra.Command{
-		Use:   "replay --format capture|kube-audit FILE...",
+		Use:   "replay --format " + replayFormats() + " FILE...",
 		Short: "Run rules over recordings, offline: alerts are JSON lines on standard output",
 		Long: `Runs rules over recordings without NATS or ClickHouse. Each alert is one JSON
 line on standard output, with rule, severity and time, and nothing else is
@@ -51,9 +57,11 @@ written there. The exit code is 0 whether or not alerts were raised.`,
 			out := bufio.NewWriterSize(cmd.OutOrStdout(), 64<<10)
 			r := &replay{eval: set.NewCorrelator(replayLimits), join: enricher.New(), out: json.NewEncoder(out)}
 			r.out.SetEscapeHTML(false)
-			read := map[string]func([]byte) error{"capture": r.capture, "kube-audit": r.kubeAudit}[format]
-			if read == nil {
-				return fmt.Errorf("--format %q: use capture or kube-audit", format)
+			read := r.capture
+			if auditFormats[format] != nil {
+				read = func(data []byte) error { return r.audit(format, data) }
+			} else if format != "capture" {
+				return fmt.Errorf("--format %q: use one of %s", format, replayFormats())
 			}
 			for _, name := range files {
 				if err := r.file(name, read, cmd.ErrOrStderr()); err != nil {
@@ -67,7 +75,7 @@ written there. The exit code is 0 whether or not alerts were raised.`,
 			return nil
 		},
 	}
-	c.Flags().StringVar(&format, "format", "", "capture (of picket record) or kube-audit (audit.k8s.io/v1 events, one a line)")
+	c.Flags().StringVar(&format, "format", "", "capture (of picket record), kube-audit (audit.k8s.io/v1 events, one a line), or records as a cloud stores them, one a line: "+replayFormats())
 	c.Flags().StringArrayVar(&paths, "rules", nil, "rule file or folder, repeatable, in place of the pack that comes with Picket")
 	if err := c.MarkFlagRequired("format"); err != nil {
 		panic(err) // the flag is declared above
@@ -118,16 +126,38 @@ func (r *replay) file(name string, read func([]byte) error, errOut io.Writer) er
 
 func (r *replay) capture(data []byte) error { return batch.ReadCapture(data, r.evaluate) }
 
-func (r *replay) kubeAudit(data []byte) error {
-	n := auditlogingest.NewNormalizer("replay", "file", "file", auditlogingest.DefaultRedact())
-	b := batch.NewBuilder(schemas.Audit, schemas.RawColumns(schemas.Audit))
-	flush := func() error {
-		if b.Len() == 0 {
+// auditFormats are the kinds of files of audit records: what each makes of a
+// line. A cloud's folder says what it wraps records in.
+var auditFormats = map[string]func(line []byte, yield func(source.Record) error) error{
+	"kube-audit": func(line []byte, yield func(source.Record) error) error {
+		return yield(source.Record{Item: record.Item{Text: line}})
+	},
+	// "eks": eks.Records, "gke": gke.Records, "aks": aks.Records,
+}
+
+// replayFormats lists what --format may be.
+func replayFormats() string {
+	return strings.Join(append([]string{"capture"}, slices.Sorted(maps.Keys(auditFormats))...), "|")
+}
+
+// audit evaluates a file of audit records, one or more on a line.
+func (r *replay) audit(format string, data []byte) error {
+	type cluster struct {
+		n *auditlogingest.Normalizer
+		b *batch.Builder
+	}
+	clusters := map[string]*cluster{}
+	flush := func(c *cluster) error {
+		if c.b.Len() == 0 {
 			return nil
 		}
-		err := r.evaluate(b.Batch())
-		b.Reset()
+		err := r.evaluate(c.b.Batch())
+		c.b.Reset()
 		return err
+	}
+	kind := format
+	if kind == "kube-audit" {
+		kind = "file"
 	}
 	number := 0
 	for line := range bytes.Lines(data) {
@@ -135,18 +165,49 @@ func (r *replay) kubeAudit(data []byte) error {
 		if line = bytes.TrimSpace(line); len(line) == 0 {
 			continue
 		}
-		if err := n.Append(b, line); err != nil {
-			r.refuse(number, err)
-			continue
-		}
-		if b.Full() {
-			if err := flush(); err != nil {
-				return err
+		err := auditFormats[format](line, func(rec source.Record) error {
+			name := cmp.Or(rec.Cluster, "replay")
+			if err := source.ValidName("cluster", name); err != nil {
+				r.refuse(number, err)
+				return nil
 			}
+			c := clusters[name]
+			if c == nil {
+				if len(clusters) == maxReplayClusters {
+					return stopped{fmt.Errorf("records of more than %d clusters", maxReplayClusters)}
+				}
+				c = &cluster{auditlogingest.NewNormalizer(name, "file", kind, auditlogingest.DefaultRedact()), batch.NewBuilder(schemas.Audit, schemas.RawColumns(schemas.Audit))}
+				clusters[name] = c
+			}
+			if err := c.n.AppendRecord(c.b, rec); err != nil {
+				r.refuse(number, err)
+				return nil
+			}
+			if c.b.Full() {
+				if err := flush(c); err != nil {
+					return stopped{err}
+				}
+			}
+			return nil
+		})
+		var stop stopped
+		switch {
+		case errors.As(err, &stop):
+			return stop.error
+		case err != nil:
+			r.refuse(number, err)
 		}
 	}
-	return flush()
+	for _, name := range slices.Sorted(maps.Keys(clusters)) {
+		if err := flush(clusters[name]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
+
+// stopped is an error that is not of the line.
+type stopped struct{ error }
 
 // replayedAlert is a replayed alert.
 type replayedAlert struct {

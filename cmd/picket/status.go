@@ -139,6 +139,9 @@ func streams(cmd *cobra.Command, cfg bus.Config, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(out)
+	if err := auditSources(ctx, b, out); err != nil {
+		return err
+	}
 	if err := rulesInForce(ctx, b, out); err != nil {
 		return err
 	}
@@ -198,9 +201,11 @@ func events(cmd *cobra.Command, s store.Config, since time.Duration, out io.Writ
 		fmt.Fprintln(out)
 	}
 
-	rows, err = queryRows(cmd, s, fmt.Sprintf(`SELECT cluster, node, health_service, health_class, health_reason, sum(health_count),
+	rows, err = queryRows(cmd, s, fmt.Sprintf(`SELECT cluster, node, health_service, health_class, health_reason,
+		if(health_reason IN ('%s', '%s', '%s', '%s'), health_subject, '') AS of_what, sum(health_count),
 		formatDateTime(min(time), '%%Y-%%m-%%d %%H:%%i:%%S'), formatDateTime(max(time), '%%Y-%%m-%%d %%H:%%i:%%S')
-		FROM %s.%s WHERE action = 'loss' AND %s GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5`, schemas.Database, schemas.Health.Table(), window))
+		FROM %s.%s WHERE action = 'loss' AND %s GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6`,
+		schemas.LossSourceGap, schemas.LossSourceLate, schemas.LossSourceSilent, schemas.LossAPIServer, schemas.Database, schemas.Health.Table(), window))
 	if err != nil {
 		return err
 	}
@@ -208,7 +213,7 @@ func events(cmd *cobra.Command, s store.Config, since time.Duration, out io.Writ
 		fmt.Fprintf(out, "No event was lost in the last %s.\n", span(since))
 		return nil
 	}
-	t = newTable(out, "CLUSTER", "LOST ON", "SERVICE", "CLASS", "REASON", "EVENTS", "FIRST REPORT (UTC)", "LAST REPORT (UTC)")
+	t = newTable(out, "CLUSTER", "LOST ON", "SERVICE", "CLASS", "REASON", "OF", "EVENTS", "FIRST REPORT (UTC)", "LAST REPORT (UTC)")
 	for _, r := range rows {
 		t.row(r...)
 	}

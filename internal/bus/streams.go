@@ -96,11 +96,15 @@ func buckets(l Limits) []jetstream.KeyValueConfig {
 		return jetstream.KeyValueConfig{Bucket: name, Description: doc, History: 1, Storage: jetstream.FileStorage, Replicas: l.Replicas, TTL: ttl}
 	}
 	rules := kv(schemas.BucketRules, "Rule pack of the fleet, in its last revisions.", 0)
+	// Ids of audit sources that nobody reads any more, ingesters that died and
+	// the marks of removed keys go by themselves; positions stay.
+	checkpoints := kv(schemas.BucketCheckpoints, "Positions of audit sources, what makes them safe, and the ingesters.", 0)
+	checkpoints.LimitMarkerTTL = time.Hour
 	rules.History, rules.MaxValueSize = schemas.RulePackRevisions, schemas.MaxRulePackBytes+16<<10
 	return []jetstream.KeyValueConfig{
 		rules,
 		kv(schemas.BucketMetadata, "Kubernetes metadata known to the enricher.", 0),
-		kv(schemas.BucketCheckpoints, "Positions of audit sources.", 0),
+		checkpoints,
 		kv(schemas.BucketState, "Inserts under way, correlation state.", 7*24*time.Hour),
 		kv(schemas.BucketControl, "Selections, one key per sensor.", 0),
 	}

@@ -109,6 +109,14 @@ func defaultText(k config.Key) string {
 		}
 		return "`" + cell(strings.Join(d, "`, `")) + "`"
 	}
+	if v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct {
+		// A list that only the file can set: by the names of its entries.
+		var names []string
+		for i := range v.Len() {
+			names = append(names, v.Index(i).Field(0).String())
+		}
+		return cell(strings.Join(names, ", "))
+	}
 	if k.Name == "node" {
 		return "the host name"
 	}

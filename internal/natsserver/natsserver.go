@@ -34,6 +34,8 @@ type Options struct {
 	// Cluster and Node bind the sensor's and the ingester's credentials;
 	// empty means any.
 	Cluster, Node string
+	// AuditClusters are those that the ingester may speak for besides.
+	AuditClusters []string
 }
 
 // Server is a running server.
@@ -55,7 +57,7 @@ func Start(o Options) (*Server, error) {
 	if port == 0 {
 		port = server.RANDOM_PORT
 	}
-	auth, err := newAuthority(o.Dir, o.Cluster, o.Node)
+	auth, err := newAuthority(o.Dir, o.Cluster, o.Node, o.AuditClusters)
 	if err != nil {
 		return nil, fmt.Errorf("nats credentials in %s: %w", o.Dir, err)
 	}
@@ -112,7 +114,7 @@ type authority struct {
 // newAuthority makes, or takes from an earlier time, the operator and account
 // keys in dir, and writes a credentials file per service. Keys stay the same;
 // permissions are those of this version. An empty cluster or node means any.
-func newAuthority(dir, cluster, node string) (*authority, error) {
+func newAuthority(dir, cluster, node string, auditClusters []string) (*authority, error) {
 	if cluster == "" {
 		cluster = "*"
 	}
@@ -155,7 +157,7 @@ func newAuthority(dir, cluster, node string) (*authority, error) {
 		}
 		c := jwt.NewUserClaims(userPub)
 		c.Name = service
-		p := schemas.PermissionsOf(service, cluster, node)
+		p := schemas.PermissionsOf(service, cluster, node, auditClusters...)
 		c.Pub.Allow.Add(p.Publish...)
 		c.Sub.Allow.Add(p.Subscribe...)
 		token, err := c.Encode(acc)
@@ -184,9 +186,10 @@ func newAuthority(dir, cluster, node string) (*authority, error) {
 // WriteCredentials writes, for a NATS server of your own, a credentials file
 // per service into dir/credentials and the part of the server's configuration
 // that accepts them into dir/picket-auth.conf. Running it again keeps the keys
-// in dir/keys and renews the permissions. An empty cluster or node means any.
-func WriteCredentials(dir, cluster, node string) error {
-	a, err := newAuthority(dir, cluster, node)
+// in dir/keys and renews the permissions. An empty cluster or node means any;
+// auditClusters are those that the ingester may speak for besides cluster.
+func WriteCredentials(dir, cluster, node string, auditClusters []string) error {
+	a, err := newAuthority(dir, cluster, node, auditClusters)
 	if err != nil {
 		return fmt.Errorf("credentials in %s: %w", dir, err)
 	}

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // wrote, and nothing else.
 func TestWriteCredentials(t *testing.T) {
 	dir := t.TempDir()
-	if err := natsserver.WriteCredentials(dir, "prod", "node-1"); err != nil {
+	if err := natsserver.WriteCredentials(dir, "prod", "node-1", []string{"edge"}); err != nil {
 		t.Fatal(err)
 	}
 	before, err := os.ReadFile(filepath.Join(dir, "keys", "operator.nk"))
@@ -58,7 +58,7 @@ func TestWriteCredentials(t *testing.T) {
 	if _, err := bus.Connect(bus.Config{URL: ns.ClientURL()}, "sensor", log); err == nil {
 		t.Error("connected without credentials")
 	}
-	if err := natsserver.WriteCredentials(dir, "prod", "node-1"); err != nil {
+	if err := natsserver.WriteCredentials(dir, "prod", "node-1", []string{"edge"}); err != nil {
 		t.Fatal(err)
 	}
 	after, err := os.ReadFile(filepath.Join(dir, "keys", "operator.nk"))

@@ -103,10 +103,16 @@ type published struct {
 	trimmed                 bool
 }
 
-// read returns the audit rows in PICKET_RAW, in order, without taking them.
+// readRaw returns the audit rows in PICKET_RAW, in order, without taking them.
 func readRaw(t testing.TB, b *bus.Bus) []published {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	return readRawFrom(t, b, new(uint64))
+}
+
+// readRawFrom is readRaw for what came after *last, which it moves.
+func readRawFrom(t testing.TB, b *bus.Bus, last *uint64) []published {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	s, err := b.JS.Stream(ctx, schemas.StreamRaw)
 	if err != nil {
@@ -117,7 +123,8 @@ func readRaw(t testing.TB, b *bus.Bus) []published {
 		t.Fatal(err)
 	}
 	var out []published
-	for seq := max(1, info.State.FirstSeq); seq <= info.State.LastSeq; seq++ {
+	for seq := max(1, info.State.FirstSeq, *last+1); seq <= info.State.LastSeq; seq++ {
+		*last = seq
 		m, err := s.GetMsg(ctx, seq)
 		if err != nil {
 			t.Fatal(err)

@@ -24,6 +24,9 @@ import (
 // What is left goes out with the next start.
 const stopGrace = 5 * time.Second
 
+// lookEvery is how often it is looked how far behind the sources are.
+const lookEvery = 5 * time.Second
+
 // Run takes audit records from the configured sources and publishes them until
 // ctx ends. It starts without NATS: records wait in the spool.
 func Run(ctx context.Context, cfg Config) error {
@@ -58,16 +61,28 @@ func Run(ctx context.Context, cfg Config) error {
 	for _, s := range sources {
 		rt.SetReady(s.Name(), s.Ready)
 	}
+	var providers []source.Provider
+	for _, sh := range cfg.providers() {
+		p, err := sh.open(rt.Log, rt.Metrics)
+		if err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", sh.name, err), box.Close())
+		}
+		providers = append(providers, p)
+	}
 	rt.Started()
-	return g.run(ctx, cfg, sources)
+	return g.run(ctx, cfg, sources, providers, defaultPace)
 }
 
 func newGround(cfg Config, box *outbox.Outbox, rt *service.Runtime) (*ground, error) {
+	drops, err := newDrops(cfg.Drop)
+	if err != nil {
+		return nil, err
+	}
 	g := &ground{
+		cluster: cfg.Cluster, drops: drops,
 		dir: cfg.StateDir, out: box, bus: rt.Bus, log: rt.Log, tally: newTally(rt.Metrics), policy: newPolicy(cfg.Redact), pending: map[id]*openBatch{},
 		health: health.New(schemas.ServiceAudit, cfg.Cluster, "", box.RunID(), rt.Log, rt.Metrics),
 	}
-	var err error
 	if g.seen, err = openMemory(cfg.StateDir, Remembered, rt.Log); err != nil {
 		return nil, err
 	}
@@ -78,17 +93,18 @@ func newGround(cfg Config, box *outbox.Outbox, rt *service.Runtime) (*ground, er
 			return nil, fmt.Errorf("note of a spooled batch: %w", err)
 		}
 		g.left = append(g.left, n)
-		for b := n.IDs; len(b) >= len(id{}); b = b[len(id{}):] {
-			g.seen.add(id(b))
+		for b := n.IDs; len(b) >= knownBytes; b = b[knownBytes:] {
+			g.seen.add(parseKnown(b))
 		}
 	}
 	return g, nil
 }
 
-// run runs the sources, each with a lane of its own. The lanes stop after the
+// run runs the sources, each with a lane of its own, and the ingester's part of
+// what the providers have. The lanes stop after the
 // sources, the last health report follows, and then the outbox empties itself
 // as far as NATS takes it.
-func (g *ground) run(ctx context.Context, cfg Config, sources []source.Source) error {
+func (g *ground) run(ctx context.Context, cfg Config, sources []source.Source, providers []source.Provider, p pace) error {
 	group, gctx := errgroup.WithContext(ctx)
 	later := context.WithoutCancel(ctx)
 	laneCtx, stopLanes := context.WithCancel(later)
@@ -100,7 +116,8 @@ func (g *ground) run(ctx context.Context, cfg Config, sources []source.Source) e
 
 	var feeding, lanes sync.WaitGroup
 	for _, s := range sources {
-		l := newLane(g, s, cfg.Cluster, cfg.Redact)
+		l := newLane(g, s)
+		g.tally.lags.begin(s, time.Now())
 		feeding.Add(1)
 		lanes.Add(1)
 		group.Go(func() error {
@@ -112,6 +129,33 @@ func (g *ground) run(ctx context.Context, cfg Config, sources []source.Source) e
 			return l.run(laneCtx)
 		})
 	}
+	feeding.Add(1)
+	group.Go(func() error {
+		defer feeding.Done()
+		pull, err := newPuller(gctx, g, p)
+		switch {
+		case err != nil && len(providers) > 0:
+			return err
+		case err != nil:
+			g.log.Warn("picket status will not show how far behind the sources are", "error", err)
+			return nil
+		case pull == nil:
+			return nil
+		}
+		return pull.run(gctx, providers)
+	})
+	group.Go(func() error {
+		tick := time.NewTicker(lookEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case now := <-tick.C:
+				g.tally.lags.look(now, cfg.LagAlert, cfg.SilentAlert, g.health, g.log)
+			case <-gctx.Done():
+				return nil
+			}
+		}
+	})
 	group.Go(func() error {
 		defer stopReport()
 		feeding.Wait()
@@ -126,7 +170,7 @@ func (g *ground) run(ctx context.Context, cfg Config, sources []source.Source) e
 		})
 	})
 	group.Go(func() error {
-		return g.out.Run(boxCtx, stopGrace, func(class string, events uint64) { g.health.Lost(class, schemas.LossSpoolDamaged, events) })
+		return g.out.Run(boxCtx, p.grace, func(class string, events uint64) { g.health.Lost(class, schemas.LossSpoolDamaged, events) })
 	})
 	return group.Wait()
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"picket/internal/batch"
@@ -36,15 +37,20 @@ const (
 
 // ground is what the lanes of all sources share.
 type ground struct {
-	dir    string
-	out    *outbox.Outbox
-	bus    *bus.Bus
-	health *health.Reporter
-	log    *slog.Logger
-	tally  *tally
-	seen   *memory
-	policy *policy
-	left   []note // notes of batches that an earlier run left
+	cluster string
+	dir     string
+	out     *outbox.Outbox
+	bus     *bus.Bus
+	health  *health.Reporter
+	log     *slog.Logger
+	tally   *tally
+	seen    *memory
+	policy  *policy
+	drops   *drops
+	left    []note // notes of batches that an earlier run left
+	gaps    atomic.Uint64
+	dropped dropCounts
+	step    func(string) // tests of crashes: see claim.at
 
 	mu      sync.Mutex
 	pending map[id]*openBatch // ids of batches that are not safe yet
@@ -54,7 +60,7 @@ type ground struct {
 // writing ids and checkpoint down would lose.
 type note struct {
 	Source string    `json:"source"`
-	IDs    []byte    `json:"ids"` // 16 bytes each
+	IDs    []byte    `json:"known"` // knownBytes each
 	Mark   *bookmark `json:"mark,omitempty"`
 }
 
@@ -70,6 +76,7 @@ type lane struct {
 	src     source.Source
 	norm    *Normalizer
 	subject string
+	drop    *dropper
 	number  uint64 // of the last bookmark
 	begun   chan struct{}
 	hurry   chan struct{}
@@ -82,7 +89,7 @@ type lane struct {
 // openBatch is a batch and what waits for it to be safe.
 type openBatch struct {
 	b          *batch.Builder
-	ids        []id
+	ids        []known
 	done       []func()
 	checkpoint any
 	begun      bool
@@ -91,11 +98,11 @@ type openBatch struct {
 	safe       chan struct{} // closed when it is safe
 }
 
-func newLane(g *ground, s source.Source, cluster string, r RedactConfig) *lane {
+func newLane(g *ground, s source.Source) *lane {
 	l := &lane{
-		ground: g, src: s, norm: NewNormalizer(cluster, s.Name(), s.Kind(), r),
-		subject: schemas.RawSubject(cluster, s.Name(), schemas.Audit),
-		begun:   make(chan struct{}, 1), hurry: make(chan struct{}, 1),
+		ground: g, src: s, norm: newNormalizer(g.cluster, s.Name(), s.Kind(), g.policy),
+		subject: schemas.RawSubject(g.cluster, s.Name(), schemas.Audit), drop: g.drops.dropper(),
+		begun: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
 	}
 	l.open = l.newBatch()
 	return l
@@ -130,64 +137,91 @@ func (l *lane) Put(ctx context.Context, r source.Record, done func()) error {
 		}
 		return l.Refuse(ctx, r, length, err, done)
 	}
-	l.tally.received.add(l.src, 1)
-	if r.Trimmed != nil {
-		l.tally.bytes.add(l.src, int(r.Trimmed.Length))
-	} else {
-		l.tally.bytes.add(l.src, len(r.Text))
-	}
-	return l.add(ctx, e, r.Checkpoint, done)
+	l.tally.took(l.src, e, &r)
+	return l.add(ctx, e, &r, done)
 }
 
 // Refuse implements source.Sink. What was refused before is a duplicate.
 func (l *lane) Refuse(ctx context.Context, r source.Record, length int64, cause error, done func()) error {
-	l.tally.received.add(l.src, 1)
-	l.tally.bytes.add(l.src, int(length))
-	sum := sha256.Sum256(r.Text)
-	x := schemas.Hash128("refused", string(sum[:]), strconv.FormatInt(length, 10))
-	if l.seen.has(x) {
+	l.tally.refused(l.src, length)
+	k, sum := refusedID(r.Text, length)
+	if l.seen.has(k.id) {
 		l.tally.duplicates.add(l.src, 1)
-		return l.add(ctx, nil, r.Checkpoint, done)
+		return l.add(ctx, nil, &r, done)
 	}
-	letter := bus.DeadLetter{Subject: fmt.Sprintf("%s %s at %d", l.src.Name(), r.From, r.At), Cause: cause, Length: length, Sum: sum}
-	data := l.policy.letter(r.Text[:min(len(r.Text), schemas.MaxDeadBytes)])
+	if err := l.setAside(ctx, l.src, &r, length, cause, sum); err != nil {
+		return err
+	}
+	l.seen.add(k)
+	return l.add(ctx, nil, &r, done)
+}
+
+// refusedID names what was refused, so that it is set aside once.
+func refusedID(text []byte, length int64) (known, [sha256.Size]byte) {
+	sum := sha256.Sum256(text)
+	return known{id: schemas.Hash128("refused", string(sum[:]), strconv.FormatInt(length, 10))}, sum
+}
+
+// setAside puts what is no record on the dead-letter stream, and counts it.
+func (g *ground) setAside(ctx context.Context, s source.Source, r *source.Record, length int64, cause error, sum [sha256.Size]byte) error {
+	letter := bus.DeadLetter{Subject: fmt.Sprintf("%s %s at %d", s.Name(), r.From, r.At), Cause: cause, Length: length, Sum: sum}
+	data := g.policy.letter(r.Text[:min(len(r.Text), schemas.MaxDeadBytes)])
 	for {
-		err := l.bus.DeadLetter(ctx, data, letter)
+		err := g.bus.DeadLetter(ctx, data, letter)
 		if err == nil {
 			break
 		}
-		l.log.Warn("dead letter not stored, trying again", "source", l.src.Name(), "error", err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(letterRetry):
+		g.log.Warn("dead letter not stored, trying again", "source", s.Name(), "error", err)
+		if err := sleep(ctx, letterRetry); err != nil {
+			return err
 		}
 	}
-	l.seen.add(x)
-	l.tally.rejected.add(l.src, 1, fault.Reason(cause))
+	g.tally.rejected.add(s, 1, fault.Reason(cause))
 	reason := schemas.LossDeadLetter
 	if fault.Reason(cause) == record.ReasonTooLarge {
 		reason = schemas.LossOversized
 	}
-	l.health.Lost(schemas.Audit.String(), reason, 1)
-	return l.add(ctx, nil, r.Checkpoint, done)
+	g.health.Lost(schemas.Audit.String(), reason, 1)
+	return nil
 }
 
 // Mark implements source.Sink.
 func (l *lane) Mark(ctx context.Context, checkpoint any) error {
-	return l.add(ctx, nil, checkpoint, nil)
+	return l.add(ctx, nil, &source.Record{Checkpoint: checkpoint}, nil)
 }
 
 // Gap implements source.Sink.
-func (l *lane) Gap(message string, attrs ...any) {
-	l.tally.gaps.add(l.src, 1)
-	l.health.Lost(schemas.Audit.String(), schemas.LossSourceGap, 1)
-	l.log.Error(message, append([]any{"source", l.src.Name()}, attrs...)...)
+func (l *lane) Gap(message string, attrs ...any) { l.gap(l.src, message, attrs...) }
+
+// gap counts a gap under its source and, if attrs have times "from" and "to",
+// their range.
+func (g *ground) gap(s source.Source, message string, attrs ...any) {
+	g.tally.gaps.add(s, 1)
+	subject := s.Name()
+	var from, to time.Time
+	for i := 0; i+1 < len(attrs); i += 2 {
+		at, ok := attrs[i+1].(time.Time)
+		switch {
+		case ok && attrs[i] == "from":
+			from = at
+		case ok && attrs[i] == "to":
+			to = at
+		}
+	}
+	// The reporter remembers each subject: after so many a range stands only in the log.
+	if n := g.gaps.Add(1); !from.IsZero() && !to.IsZero() && n <= maxGapRanges {
+		subject += " " + from.UTC().Format(time.RFC3339) + " to " + to.UTC().Format(time.RFC3339)
+	}
+	g.health.LostOf(schemas.Audit.String(), schemas.LossSourceGap, subject, 1)
+	g.log.Error(message, append([]any{"source", s.Name()}, attrs...)...)
 }
+
+// maxGapRanges bounds the gaps that are reported each with its range of time.
+const maxGapRanges = 1000
 
 // add puts an event, or nothing but a checkpoint and a callback, into the
 // open batch.
-func (l *lane) add(ctx context.Context, e *event, checkpoint any, done func()) error {
+func (l *lane) add(ctx context.Context, e *event, r *source.Record, done func()) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	wait := func(c chan struct{}) error {
@@ -225,16 +259,16 @@ func (l *lane) add(ctx context.Context, e *event, checkpoint any, done func()) e
 		if l.pending[e.id] != nil || l.seen.has(e.id) {
 			l.tally.duplicates.add(l.src, 1)
 		} else {
-			e.row(o.b, l.norm, time.Now())
-			o.ids = append(o.ids, e.id)
+			k := known{e.id, e.tag(l.norm)}
+			e.repeated = l.seen.meet(k.tag)
+			e.row(o.b, l.norm, time.Now(), r.CloudID)
+			o.ids = append(o.ids, k)
 			l.pending[e.id] = o
-			if e.trimmed {
-				l.tally.trimmed.add(l.src, 1)
-			}
+			l.tally.marks(l.src, e)
 		}
 	}
-	if checkpoint != nil {
-		o.checkpoint = checkpoint
+	if r.Checkpoint != nil {
+		o.checkpoint = r.Checkpoint
 	}
 	if done != nil {
 		o.done = append(o.done, done)
@@ -293,8 +327,8 @@ func (l *lane) flush(ctx context.Context) error {
 		return err
 	}
 	l.mu.Lock()
-	for _, x := range o.ids {
-		delete(l.pending, x)
+	for _, k := range o.ids {
+		delete(l.pending, k.id)
 	}
 	l.spare = o.b
 	l.mu.Unlock()
@@ -311,7 +345,8 @@ func (l *lane) flush(ctx context.Context) error {
 var errStopped = errors.New("stopped")
 
 // store spools a batch with its ids and checkpoint. It returns how many of its
-// events no message can hold; those are counted.
+// events are not in it: those that are left out, and those that no message can
+// hold. Both are counted.
 func (l *lane) store(ctx context.Context, o *openBatch) (lost int, err error) {
 	var mark *bookmark
 	if o.checkpoint != nil {
@@ -324,15 +359,18 @@ func (l *lane) store(ctx context.Context, o *openBatch) (lost int, err error) {
 	}
 	var parts []part
 	if len(o.ids) > 0 {
-		if parts, err = encode(o.b.Batch(), o.ids); err != nil {
+		b, ids, err := l.drop.filter(l.ground, l.src, o.b.Batch(), o.ids)
+		lost = len(o.ids) - len(ids)
+		if err == nil && b != nil {
+			parts, err = encode(b, ids)
+		}
+		if err != nil {
 			return 0, fmt.Errorf("batch of %s: %w", l.src.Name(), err)
 		}
 	}
 	for i, p := range parts {
 		n := note{Source: l.src.Name()}
-		for _, x := range p.ids {
-			n.IDs = append(n.IDs, x[:]...)
-		}
+		n.IDs = appendKnown(nil, p.ids...)
 		last := i == len(parts)-1
 		if last {
 			n.Mark = mark
@@ -366,10 +404,10 @@ func (l *lane) store(ctx context.Context, o *openBatch) (lost int, err error) {
 // event that is too large for that.
 type part struct {
 	data []byte
-	ids  []id
+	ids  []known
 }
 
-func encode(b *batch.Batch, ids []id) ([]part, error) {
+func encode(b *batch.Batch, ids []known) ([]part, error) {
 	enc, err := batch.Encode(b)
 	switch {
 	case err == nil:

@@ -3,6 +3,7 @@ package auditlogingest
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"picket/internal/fault"
 	"picket/schemas"
 	"picket/services/auditlog-ingest/record"
+	"picket/services/auditlog-ingest/source"
 )
 
 // podUIDKey is the key of user.extra under which the API server notes the pod
@@ -25,6 +27,10 @@ const podUIDKey = "authentication.kubernetes.io/pod-uid"
 // maxReason bounds audit_authorization_reason. The annotation of the same
 // text stays whole.
 const maxReason = 4 << 10
+
+// maxCloudID bounds audit_cloud_id; Cloud Logging's insertId and the event ids
+// of CloudWatch and Event Hubs have less than 128 bytes.
+const maxCloudID = 512
 
 // Normalizer turns the text of audit records into rows of class audit. It
 // needs no connection of any kind and is safe for concurrent use, each Append
@@ -36,10 +42,14 @@ type Normalizer struct {
 }
 
 // NewNormalizer returns a Normalizer for records of the named cluster. node
-// becomes the column node (the name of the place they come from), source the
+// becomes the column node (the name of the place they come from), kind the
 // column audit_source ("webhook", "file", …).
-func NewNormalizer(cluster, node, source string, r RedactConfig) *Normalizer {
-	n := &Normalizer{cluster: cluster, node: node, source: source, policy: newPolicy(r)}
+func NewNormalizer(cluster, node, kind string, r RedactConfig) *Normalizer {
+	return newNormalizer(cluster, node, kind, newPolicy(r))
+}
+
+func newNormalizer(cluster, node, kind string, p *policy) *Normalizer {
+	n := &Normalizer{cluster: cluster, node: node, source: kind, policy: p}
 	n.events.New = func() any {
 		return &event{sum: sha256.New(), annotations: map[string]string{}, scrub: newScrubber(n.policy)}
 	}
@@ -52,12 +62,18 @@ func NewNormalizer(cluster, node, source string, r RedactConfig) *Normalizer {
 // package record, and leaves the builder as it was. Append does not look at
 // Builder.Full: the caller does.
 func (n *Normalizer) Append(b *batch.Builder, text []byte) error {
+	return n.AppendRecord(b, source.Record{Item: record.Item{Text: text}})
+}
+
+// AppendRecord is Append for a record as a source finds it. Its Cluster is not
+// looked at: a Normalizer is of one cluster.
+func (n *Normalizer) AppendRecord(b *batch.Builder, r source.Record) error {
 	e := n.event()
 	defer n.release(e)
-	if err := n.read(e, record.Item{Text: text}); err != nil {
+	if err := n.read(e, r.Item); err != nil {
 		return err
 	}
-	e.row(b, n, time.Now())
+	e.row(b, n, time.Now(), r.CloudID)
 	return nil
 }
 
@@ -83,6 +99,7 @@ type event struct {
 	id          [16]byte
 	time        int64 // nanoseconds since the epoch
 	trimmed     bool
+	repeated    bool // another record had its cluster, auditID and stage
 	kind        string
 	apiVersion  string
 	auditID     string
@@ -464,6 +481,13 @@ func (e *event) identify(n *Normalizer) error {
 	return nil
 }
 
+// tag stands for what two records of one event have in common: cluster, auditID
+// and stage.
+func (e *event) tag(n *Normalizer) uint64 {
+	h := schemas.Hash128(n.cluster, e.auditID, e.stage)
+	return max(1, binary.LittleEndian.Uint64(h[:]))
+}
+
 // parseTime reads RFC 3339, or the same with a space in place of the T and
 // UTC understood, as some exports have it. Years outside 1970 to 2261 do not
 // fit a time column.
@@ -481,7 +505,7 @@ func parseTime(s string) (ns int64, ok bool) {
 }
 
 // row adds the event to a builder.
-func (e *event) row(b *batch.Builder, n *Normalizer, observed time.Time) {
+func (e *event) row(b *batch.Builder, n *Normalizer, observed time.Time, cloudID string) {
 	b.Bytes16(schemas.EventID, e.id)
 	b.Str(schemas.Action, "audit")
 	b.Uint32(schemas.SchemaVer, schemas.SchemaVersion)
@@ -521,5 +545,7 @@ func (e *event) row(b *batch.Builder, n *Normalizer, observed time.Time) {
 	b.Str(schemas.AuditResponse, e.response)
 	b.Bool(schemas.AuditTrimmed, e.trimmed)
 	b.Str(schemas.AuditSource, n.source)
+	b.Str(schemas.AuditCloudID, strings.ToValidUTF8(cloudID[:min(len(cloudID), maxCloudID)], ""))
+	b.Bool(schemas.AuditRepeated, e.repeated)
 	b.EndRow()
 }

@@ -14,7 +14,7 @@ type id = [16]byte
 
 // Remembered is how many event ids the ingester remembers at least, to
 // recognise a record that comes again; at most it remembers twice as many
-// (about 16 MiB of memory and 4 MiB of disk).
+// (about 32 MiB of memory and 6 MiB of disk).
 const Remembered = 128 << 10
 
 // memory remembers the newest event ids, on disk too, so that a record that
@@ -22,7 +22,7 @@ const Remembered = 128 << 10
 // two generations: when the newer is full the older is forgotten. Its methods
 // are safe for concurrent use.
 //
-// Generation n is the file seen-<n>: 16 bytes for each id. Writes survive the
+// Generation n is the file known-<n>: knownBytes for each id. Writes survive the
 // death of the process; they are not synced.
 type memory struct {
 	dir string
@@ -31,6 +31,7 @@ type memory struct {
 
 	mu           sync.Mutex
 	newer, older map[id]struct{}
+	tags, before map[uint64]struct{} // of newer and older
 	file         *os.File
 	n            uint64
 	broken       bool // the last write failed
@@ -38,15 +39,15 @@ type memory struct {
 
 // openMemory reads what an earlier run remembered in dir.
 func openMemory(dir string, max int, log *slog.Logger) (*memory, error) {
-	m := &memory{dir: dir, max: max, log: log, newer: map[id]struct{}{}, older: map[id]struct{}{}}
-	paths, err := filepath.Glob(filepath.Join(dir, "seen-*"))
+	m := &memory{dir: dir, max: max, log: log, newer: map[id]struct{}{}, older: map[id]struct{}{}, tags: map[uint64]struct{}{}, before: map[uint64]struct{}{}}
+	paths, err := filepath.Glob(filepath.Join(dir, "known-*"))
 	if err != nil {
 		return nil, fmt.Errorf("event ids: %w", err)
 	}
 	slices.Sort(paths) // the numbers have a fixed width
 	for i, p := range paths {
 		var n uint64
-		if _, err := fmt.Sscanf(filepath.Base(p), "seen-%016x", &n); err != nil || len(paths)-i > 2 {
+		if _, err := fmt.Sscanf(filepath.Base(p), "known-%016x", &n); err != nil || len(paths)-i > 2 {
 			os.Remove(p)
 			continue
 		}
@@ -54,9 +55,12 @@ func openMemory(dir string, max int, log *slog.Logger) (*memory, error) {
 		if err != nil {
 			return nil, fmt.Errorf("event ids: %w", err)
 		}
-		m.older, m.newer, m.n = m.newer, make(map[id]struct{}, len(data)/16), n
-		for ; len(data) >= 16; data = data[16:] {
-			m.newer[id(data)] = struct{}{}
+		m.turn(len(data) / knownBytes)
+		m.n = n
+		for ; len(data) >= knownBytes; data = data[knownBytes:] {
+			k := parseKnown(data)
+			m.newer[k.id] = struct{}{}
+			m.tags[k.tag] = struct{}{}
 		}
 	}
 	if err := m.open(); err != nil {
@@ -65,7 +69,7 @@ func openMemory(dir string, max int, log *slog.Logger) (*memory, error) {
 	return m, nil
 }
 
-func (m *memory) path(n uint64) string { return filepath.Join(m.dir, fmt.Sprintf("seen-%016x", n)) }
+func (m *memory) path(n uint64) string { return filepath.Join(m.dir, fmt.Sprintf("known-%016x", n)) }
 
 // open continues the file of the newer generation. An id that a crash cut off
 // is overwritten, so that those behind it stay aligned.
@@ -76,7 +80,7 @@ func (m *memory) open() error {
 	}
 	size, err := f.Seek(0, 2)
 	if err == nil {
-		_, err = f.Seek(size/16*16, 0)
+		_, err = f.Seek(size/knownBytes*knownBytes, 0)
 	}
 	if err != nil {
 		f.Close()
@@ -97,16 +101,35 @@ func (m *memory) has(x id) bool {
 	return ok
 }
 
-// add remembers ids. That they could not be written is logged once: then a
-// crash may let some records through twice.
-func (m *memory) add(ids ...id) {
+// turn makes the newer generation the older, and a new one for n ids.
+func (m *memory) turn(n int) {
+	m.older, m.newer = m.newer, make(map[id]struct{}, n)
+	m.before, m.tags = m.tags, make(map[uint64]struct{}, n)
+}
+
+// meet notes the tag of an event that is not remembered, and reports whether
+// another of the same tag is.
+func (m *memory) meet(tag uint64) (repeated bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	buf := make([]byte, 0, 16*len(ids))
-	for _, x := range ids {
-		m.newer[x] = struct{}{}
-		buf = append(buf, x[:]...)
+	_, newer := m.tags[tag]
+	_, older := m.before[tag]
+	m.tags[tag] = struct{}{}
+	return newer || older
+}
+
+// add remembers ids. That they could not be written is logged once: then a
+// crash may let some records through twice.
+func (m *memory) add(ks ...known) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range ks {
+		m.newer[k.id] = struct{}{}
+		if k.tag != 0 {
+			m.tags[k.tag] = struct{}{}
+		}
 	}
+	buf := appendKnown(make([]byte, 0, knownBytes*len(ks)), ks...)
 	var err error
 	if m.broken {
 		m.file.Close()
@@ -116,7 +139,7 @@ func (m *memory) add(ids ...id) {
 		_, err = m.file.Write(buf)
 	}
 	if err == nil && len(m.newer) >= m.max {
-		m.older, m.newer = m.newer, make(map[id]struct{}, m.max)
+		m.turn(m.max)
 		m.file.Close()
 		if m.n > 0 {
 			os.Remove(m.path(m.n - 1))

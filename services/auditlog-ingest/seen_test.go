@@ -35,7 +35,7 @@ func TestMemory(t *testing.T) {
 		if m.has(numbered(n)) {
 			t.Fatalf("%d is known before it was added", n)
 		}
-		m.add(numbered(n))
+		m.add(known{id: numbered(n)})
 		if n%7 == 0 { // as after a crash: nothing is done at the end
 			m = openTestMemory(t, dir, max, quiet())
 		}
@@ -62,7 +62,7 @@ func TestMemoryCutOff(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	m := openTestMemory(t, dir, 100, quiet())
-	m.add(numbered(1), numbered(2))
+	m.add(known{id: numbered(1)}, known{id: numbered(2), tag: 7})
 	f, err := os.OpenFile(m.path(0), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +72,10 @@ func TestMemoryCutOff(t *testing.T) {
 	}
 	f.Close()
 	m = openTestMemory(t, dir, 100, quiet())
-	m.add(numbered(3))
+	if !m.meet(7) || m.meet(8) {
+		t.Error("the tag of what was written is not known, or another is")
+	}
+	m.add(known{id: numbered(3)})
 	m = openTestMemory(t, dir, 100, quiet())
 	for n := 1; n <= 3; n++ {
 		if !m.has(numbered(n)) {
@@ -91,13 +94,13 @@ func TestMemoryNotWritten(t *testing.T) {
 	}
 	var said bytes.Buffer
 	m := openTestMemory(t, dir, 100, slog.New(slog.NewTextHandler(&said, nil)))
-	m.add(numbered(1))
+	m.add(known{id: numbered(1)})
 	m.file.Close()
 	if err := os.Rename(dir, dir+".away"); err != nil {
 		t.Fatal(err)
 	}
 	for n := 2; n < 10; n++ {
-		m.add(numbered(n))
+		m.add(known{id: numbered(n)})
 	}
 	if n := bytes.Count(said.Bytes(), []byte("event ids not written")); n != 1 {
 		t.Errorf("logged %d times: %s", n, said.String())
@@ -105,7 +108,7 @@ func TestMemoryNotWritten(t *testing.T) {
 	if err := os.Rename(dir+".away", dir); err != nil {
 		t.Fatal(err)
 	}
-	m.add(numbered(10))
+	m.add(known{id: numbered(10)})
 	for n := 1; n <= 10; n++ {
 		if !m.has(numbered(n)) {
 			t.Errorf("%d is not known", n)
