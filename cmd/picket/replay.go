@@ -22,6 +22,7 @@ import (
 	"picket/internal/rules"
 	"picket/schemas"
 	auditlogingest "picket/services/auditlog-ingest"
+	"picket/services/auditlog-ingest/gke"
 	"picket/services/auditlog-ingest/record"
 	"picket/services/auditlog-ingest/source"
 	"picket/services/detector"
@@ -132,7 +133,8 @@ var auditFormats = map[string]func(line []byte, yield func(source.Record) error)
 	"kube-audit": func(line []byte, yield func(source.Record) error) error {
 		return yield(source.Record{Item: record.Item{Text: line}})
 	},
-	// "eks": eks.Records, "gke": gke.Records, "aks": aks.Records,
+	"gke": gke.Records,
+	// "eks": eks.Records, "aks": aks.Records,
 }
 
 // replayFormats lists what --format may be.

@@ -11,6 +11,7 @@ import (
 	"picket/internal/bus"
 	"picket/internal/service"
 	"picket/services/auditlog-ingest/file"
+	"picket/services/auditlog-ingest/gke"
 	"picket/services/auditlog-ingest/source"
 	"picket/services/auditlog-ingest/webhook"
 )
@@ -25,6 +26,7 @@ type Config struct {
 	SpoolBytes  int64               `yaml:"spool_bytes" doc:"Bound of the spool in bytes, at least 1 MiB. When it is full the web hook answers 429 and the file is read no further."`
 	Webhook     webhook.Config      `yaml:"webhook"`
 	File        file.Config         `yaml:"file"`
+	GKE         gke.Config          `yaml:"gke"`
 	Drop        []Drop              `yaml:"drop" doc:"Events that are left out and counted: a list of name and condition (rule language). A list of your own stands in place of the default; [] leaves nothing out."`
 	LagAlert    time.Duration       `yaml:"lag_alert" doc:"A source whose newest event is older than this is reported (source_late). 0: never."`
 	SilentAlert time.Duration       `yaml:"silent_alert" doc:"A source that brought nothing for this long is reported (source_silent). 0: never."`
@@ -38,6 +40,7 @@ func DefaultConfig() Config {
 		Cluster: "default", StateDir: "/var/lib/picket/auditlog-ingest", SpoolBytes: 512 << 20,
 		Webhook: webhook.DefaultConfig(),
 		File:    file.DefaultConfig(),
+		GKE:     gke.DefaultConfig(),
 		Drop:    DefaultDrop(), LagAlert: 15 * time.Minute, SilentAlert: 30 * time.Minute,
 		Redact: DefaultRedact(),
 	}
@@ -68,7 +71,7 @@ func (c Config) Validate() error {
 	if c.Webhook.Listen != "" && c.File.Path != "" && c.Webhook.Name == c.File.Name {
 		return fmt.Errorf("webhook.name and file.name are both %q: sources of a cluster have different names", c.File.Name)
 	}
-	return errors.Join(c.NATS.Validate(), c.Log.Validate(), c.Admin.Validate(), c.Webhook.Validate(), c.File.Validate(), c.Redact.Validate())
+	return errors.Join(c.NATS.Validate(), c.Log.Validate(), c.Admin.Validate(), c.Webhook.Validate(), c.File.Validate(), c.GKE.Validate(), c.Redact.Validate())
 }
 
 // shared is a part of the configuration that makes a Provider.
@@ -83,5 +86,8 @@ func (c Config) providers() []shared {
 	// if c.EKS.Enabled() {
 	// 	out = append(out, shared{"eks", func(log *slog.Logger, reg prometheus.Registerer) (source.Provider, error) { return eks.New(c.EKS, log, reg) }})
 	// }
+	if c.GKE.Enabled() {
+		out = append(out, shared{"gke", func(log *slog.Logger, reg prometheus.Registerer) (source.Provider, error) { return gke.New(c.GKE, log, reg) }})
+	}
 	return out
 }
