@@ -39,7 +39,10 @@ func TestMain(m *testing.M) {
 		// A worker that a library of Google's starts when it is loaded.
 		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),
 		// What watches a stream of Pub/Sub's client sees its end at its next tick, within 30 s.
-		goleak.IgnoreTopFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).streamKeepAliveHandler"))
+		goleak.IgnoreTopFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).streamKeepAliveHandler"),
+		// What maxLease says.
+		goleak.IgnoreAnyFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).sender"),
+		goleak.IgnoreAnyFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).stop"))
 }
 
 // store is what survives the death of a process: events by id, and a checkpoint.
@@ -337,7 +340,7 @@ func seedOf(t *testing.T) uint64 {
 	return seed
 }
 
-var events = flag.Int("events", 20_000, "how many events the randomised tests send")
+var events = flag.Int("events", 10_000, "how many events the randomised tests send")
 
 // TestSubscriptionExactlyOnce sends events through Pub/Sub with every fault on,
 // kills the source again and again, and finds each event once.

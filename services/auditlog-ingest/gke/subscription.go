@@ -26,9 +26,11 @@ const (
 	maxBytes    = 16 << 20
 	// leaseTime is how long Pub/Sub waits for a word of a message before it
 	// delivers it again, to the next owner if this one died; it is renewed for
-	// up to maxLease, while the sink waits.
+	// up to maxLease, while the sink waits. That is also how long goroutines of
+	// the client may outlive it: when it is stopped while it hands out what one
+	// answer brought, it forgets the rest, and waits for that.
 	leaseTime = 20 * time.Second
-	maxLease  = time.Hour
+	maxLease  = 10 * time.Minute
 	// stopTime bounds giving back what is under way.
 	stopTime = 3 * time.Second
 	// aliveEvery is how often it is written down that the subscription is read.
