@@ -87,7 +87,9 @@ func (c Config) providers() []shared {
 	// 	out = append(out, shared{"eks", func(log *slog.Logger, reg prometheus.Registerer) (source.Provider, error) { return eks.New(c.EKS, log, reg) }})
 	// }
 	if c.GKE.Enabled() {
-		out = append(out, shared{"gke", func(log *slog.Logger, reg prometheus.Registerer) (source.Provider, error) { return gke.New(c.GKE, log, reg) }})
+		out = append(out, shared{"gke", func(log *slog.Logger, reg prometheus.Registerer) (source.Provider, error) {
+			return gke.New(c.GKE, log, reg)
+		}})
 	}
 	return out
 }
