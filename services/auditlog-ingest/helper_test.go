@@ -33,7 +33,12 @@ func TestMain(m *testing.M) {
 		os.Args = []string{"picket-auditlog-ingest", "--config", path}
 		os.Exit(service.Main(schemas.ServiceAudit, DefaultConfig(), Run))
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m,
+		// What Google's libraries leave: see gke/gke_test.go.
+		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),
+		goleak.IgnoreTopFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).streamKeepAliveHandler"),
+		goleak.IgnoreAnyFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).sender"),
+		goleak.IgnoreAnyFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).stop"))
 }
 
 // samples are the records that a real API server wrote.

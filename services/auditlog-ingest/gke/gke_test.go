@@ -480,7 +480,7 @@ func TestLogsLate(t *testing.T) {
 func TestSubscriptionBackPressure(t *testing.T) {
 	srv := start(t, 1)
 	srv.Subscription(subscriptionPath, 7*24*time.Hour)
-	const n = 12_000
+	const n = 6_000
 	list, names := entries(t, n, time.Now(), time.Second, rand.New(rand.NewPCG(1, 1)))
 	for _, e := range list {
 		data, err := gketest.JSON(e)
@@ -517,7 +517,7 @@ func TestSubscriptionBackPressure(t *testing.T) {
 		t.Errorf("not ready: %v", err)
 	}
 	close(k.hold)
-	for began := time.Now(); srv.Left(subscriptionPath) > 0 && time.Since(began) < 20*time.Second; {
+	for began := time.Now(); srv.Left(subscriptionPath) > 0 && time.Since(began) < time.Minute; {
 		time.Sleep(10 * time.Millisecond)
 	}
 	cancel()

@@ -102,14 +102,15 @@ func (s *subscription) receive(ctx context.Context, sink source.Sink, last *aliv
 	}
 	s.works()
 	var mu sync.Mutex
-	var left []*pubsub.Message
+	var left []func()
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.stayAlive(gctx, sink, last) })
 	group.Go(func() error {
 		err := sub.Receive(gctx, func(ctx context.Context, m *pubsub.Message) {
 			// A message is counted as under way until this returns.
 			safe := make(chan struct{})
-			if s.take(ctx, sink, m.Data, s.name+" message "+m.ID, 0, s.since, func() { m.Ack(); close(safe) }) == nil {
+			var answer sync.Once // the client bears one alone, by one goroutine
+			if s.take(ctx, sink, m.Data, s.name+" message "+m.ID, 0, s.since, func() { answer.Do(m.Ack); close(safe) }) == nil {
 				select {
 				case <-safe:
 					return
@@ -118,14 +119,14 @@ func (s *subscription) receive(ctx context.Context, sink source.Sink, last *aliv
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			left = append(left, m)
+			left = append(left, func() { answer.Do(m.Nack) })
 		})
 		// The client has given these back, but goes on renewing them unless it is
 		// told one by one.
 		mu.Lock()
 		defer mu.Unlock()
-		for _, m := range left {
-			m.Nack()
+		for _, nack := range left {
+			nack()
 		}
 		if err == nil {
 			err = fmt.Errorf("the stream ended: %w", context.Canceled) // ends the other
