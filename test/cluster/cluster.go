@@ -248,7 +248,16 @@ func (c *Cluster) Kubeconfig(user string) string {
 
 // Client is the configuration of a client that is one of the users.
 func (c *Cluster) Client(user string) (*rest.Config, error) {
-	return clientcmd.BuildConfigFromFlags("", c.Kubeconfig(user))
+	cfg, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig(user))
+	if err != nil {
+		return nil, err
+	}
+	// Of files client-go waits for newer ones, with goroutines that nobody can end.
+	if err := rest.LoadTLSFiles(cfg); err != nil {
+		return nil, err
+	}
+	cfg.CAFile, cfg.CertFile, cfg.KeyFile = "", "", ""
+	return cfg, nil
 }
 
 // Kubectl runs kubectl on the machine as one of the users, with stdin as its input, and returns what it printed.
