@@ -15,7 +15,7 @@ import (
 // The images that a node has. Nothing is pulled: use imagePullPolicy Never.
 const (
 	Busybox      = "test.local/busybox:1" // busybox, its applets in /bin, a user app (1000)
-	BusyboxOther = "test.local/other:2"   // the same under another name
+	BusyboxOther = "test.local/other:2"   // the same with a file /other
 	pauseImage   = "test.local/pause:1"
 )
 
@@ -27,7 +27,7 @@ type file struct {
 }
 
 // archive writes an image of one layer as docker save does, which containerd imports.
-func archive(path string, references []string, command []string, files []file) error {
+func archive(path string, reference string, command []string, files []file) error {
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	for _, f := range files {
@@ -57,7 +57,7 @@ func archive(path string, references []string, command []string, files []file) e
 	if err != nil {
 		return err
 	}
-	manifest, err := json.Marshal([]any{map[string]any{"Config": "config.json", "RepoTags": references, "Layers": []string{"layer.tar"}}})
+	manifest, err := json.Marshal([]any{map[string]any{"Config": "config.json", "RepoTags": []string{reference}, "Layers": []string{"layer.tar"}}})
 	if err != nil {
 		return err
 	}

@@ -283,8 +283,9 @@ func first(p place) error {
 // sysctls are those that the kubelet sets and that namespaces do not separate: on its node they are files.
 var sysctls = []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
 
-// mount gives the node a file system of its own where it writes: /etc is the machine's with a layer above, and
-// /run, /var/lib and /var/log are its own. The rest is the machine's.
+// mount gives the node a file system of its own where it writes: /etc is a copy of the machine's in memory, /run is in
+// memory as on any node, /var/lib and /var/log are in the place's folder. The rest is the machine's. (A layer above /etc
+// would do, but for a sensor it makes files there those of a container.)
 func (p place) mount() error {
 	do := func(source, target, kind string, flags uintptr, data string) error {
 		if err := unix.Mount(source, target, kind, flags, data); err != nil {
@@ -292,25 +293,23 @@ func (p place) mount() error {
 		}
 		return nil
 	}
-	// Nothing goes to the machine; below, as the kubelet wants it, mounts are shared with the containers.
-	if err := errors.Join(do("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), do("", "/", "", unix.MS_REC|unix.MS_SHARED, ""),
-		do("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")); err != nil {
-		return err
-	}
-	for _, dir := range []string{"etc", "etc.work", "run", "log", "sysctl", "lib/kubelet", "lib/cni", "pki"} {
+	for _, dir := range []string{"etc", "log", "sysctl", "lib", "pki"} {
 		if err := os.MkdirAll(p.path(dir), 0o755); err != nil {
 			return err
 		}
 	}
-	if err := do("overlay", "/etc", "overlay", 0, fmt.Sprintf("lowerdir=/etc,upperdir=%s,workdir=%s", p.path("etc"), p.path("etc.work"))); err != nil {
+	// Nothing goes to the machine; below, as the kubelet wants it, mounts are shared with the containers.
+	if err := errors.Join(do("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), do("tmpfs", p.path("etc"), "tmpfs", 0, "mode=755,size=64m")); err != nil {
 		return err
 	}
-	for _, dir := range []string{"/etc/kubernetes", "/etc/cni/net.d"} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
+	if out, err := exec.Command("cp", "-a", "/etc/.", p.path("etc")).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy /etc: %w: %s", err, out)
 	}
-	for target, dir := range map[string]string{"/run": "run", "/var/lib": "lib", "/var/log": "log", "/etc/kubernetes": "pki"} {
+	if err := errors.Join(do(p.path("etc"), "/etc", "", unix.MS_MOVE, ""), os.MkdirAll("/etc/kubernetes", 0o755),
+		do("tmpfs", "/run", "tmpfs", 0, "mode=755"), do("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")); err != nil {
+		return err
+	}
+	for target, dir := range map[string]string{"/var/lib": "lib", "/var/log": "log", "/etc/kubernetes": "pki"} {
 		if err := do(p.path(dir), target, "", unix.MS_BIND, ""); err != nil {
 			return err
 		}
@@ -330,6 +329,9 @@ func (p place) mount() error {
 		if err := do(file, "/proc/sys/"+s, "", unix.MS_BIND, ""); err != nil {
 			return err
 		}
+	}
+	if err := do("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return err
 	}
 	return os.WriteFile("/etc/hosts", fmt.Appendf(nil, "127.0.0.1 localhost\n%s %s\n", p.nodeAddress(), NodeName), 0o644)
 }

@@ -32,7 +32,7 @@ state = "/run/containerd"
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "` + pluginFolder + `"
-    conf_dir = "/etc/cni/net.d"
+    conf_dir = "/etc/kubernetes/net.d"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"
     default_runtime_name = "runc"
@@ -77,7 +77,7 @@ nodeStatusUpdateFrequency: 5s
 // StartNode starts the controllers, the scheduler, containerd and the kubelet beside an API server that runs, and
 // returns when the node is Ready and pods can be made.
 func (c *Cluster) StartNode(ctx context.Context) error {
-	for _, dir := range []string{"etc/cni/net.d", "pki/manifests", "images", "lib/containerd"} {
+	for _, dir := range []string{"pki/net.d", "pki/manifests", "images", "lib/containerd"} {
 		if err := os.MkdirAll(c.place.path(dir), 0o755); err != nil {
 			return err
 		}
@@ -91,10 +91,11 @@ func (c *Cluster) StartNode(ctx context.Context) error {
 		return err
 	}
 	if err := errors.Join(
-		archive(c.place.path("images/busybox.tar"), []string{Busybox, BusyboxOther}, []string{"sh"}, files),
-		archive(c.place.path("images/pause.tar"), []string{pauseImage}, []string{"/pause"}, []file{{name: "pause", content: pause, mode: 0o755}}),
+		archive(c.place.path("images/busybox.tar"), Busybox, []string{"sh"}, files),
+		archive(c.place.path("images/other.tar"), BusyboxOther, []string{"sh"}, append(files, file{name: "other", mode: 0o644})),
+		archive(c.place.path("images/pause.tar"), pauseImage, []string{"/pause"}, []file{{name: "pause", content: pause, mode: 0o755}}),
 		os.WriteFile(c.place.path("pki/containerd.toml"), []byte(containerdConfig), 0o644),
-		os.WriteFile(c.place.path("etc/cni/net.d/10-pods.conflist"), []byte(podNetworkConfig), 0o644),
+		os.WriteFile(c.place.path("pki/net.d/10-pods.conflist"), []byte(podNetworkConfig), 0o644),
 		os.WriteFile(c.place.path("pki/kubelet.yaml"), []byte(c.kubeletConfig()), 0o644),
 		os.WriteFile(c.place.path("pki/resolv.conf"), []byte("nameserver "+c.HostIP+"\noptions timeout:1 attempts:1\n"), 0o644),
 	); err != nil {
@@ -131,7 +132,7 @@ func (c *Cluster) StartNode(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	for _, image := range []string{"busybox", "pause"} {
+	for _, image := range []string{"busybox", "other", "pause"} {
 		if _, err := c.Run(ctx, "ctr", "-n", "k8s.io", "images", "import", c.place.path("images/"+image+".tar")); err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ import (
 
 	"picket/bpf"
 	"picket/internal/rules"
+	"picket/test/cluster"
 )
 
 const (
@@ -34,12 +35,16 @@ func Recording(ctx context.Context, set *rules.Set, everyFile bool) (string, err
 	if err != nil {
 		return "", fmt.Errorf("%w: run this in the repository's root", err)
 	}
+	workloads, err := os.ReadFile("test/node/work.yaml")
+	if err != nil {
+		return "", err
+	}
 	name, watch, times := "ordinary", []string(nil), "1"
 	if everyFile {
 		name, watch, times = "ordinary-every-file", []string{"--watch", "/"}, "2"
 	}
 	h := sha256.New()
-	fmt.Fprintf(h, "%d %q %q %s", bpf.LayoutVersion, set.WatchedPaths(), set.Syscalls(), work)
+	fmt.Fprintf(h, "%d %q %q %s%s", bpf.LayoutVersion, set.WatchedPaths(), set.Syscalls(), work, workloads)
 	folder, err := folder()
 	if err != nil {
 		return "", err
@@ -57,17 +62,29 @@ func Recording(ctx context.Context, set *rules.Set, everyFile bool) (string, err
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return "", err
 	}
+	if err := cluster.Check(); err != nil {
+		return "", fmt.Errorf("a Kubernetes node is part of ordinary work: %w", err)
+	}
+	node := filepath.Join(folder, fmt.Sprintf("node.%d", os.Getpid()))
+	defer os.Remove(node)
+	if out, err := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", node, "./test/node").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build test/node: %w\n%s", err, out)
+	}
 	fmt.Fprintf(os.Stderr, "recording ordinary work into %s, once; this takes minutes\n", file)
 	part := fmt.Sprintf("%s.%d", file, os.Getpid())
 	defer os.Remove(part)
-	c := exec.CommandContext(ctx, recorder, slices.Concat([]string{"record", "-o", part}, watch, []string{"--", script, times})...)
+	defer os.Remove(AuditLog(part))
+	c := exec.CommandContext(ctx, recorder, slices.Concat([]string{"record", "-o", part}, watch, []string{"--", script, node, AuditLog(part), times})...)
 	c.Stdout, c.Stderr = os.Stderr, os.Stderr
 	c.Cancel = func() error { return c.Process.Signal(os.Interrupt) }
 	if err := c.Run(); err != nil {
 		return "", fmt.Errorf("record %s: %w", script, err)
 	}
-	return file, os.Rename(part, file)
+	return file, errors.Join(os.Rename(AuditLog(part), AuditLog(file)), os.Rename(part, file))
 }
+
+// AuditLog is the file beside a recording that has the audit log of the cluster in it, as the API server wrote it.
+func AuditLog(recording string) string { return recording + ".audit.jsonl" }
 
 func folder() (string, error) {
 	cache := os.Getenv("PICKET_CACHE")

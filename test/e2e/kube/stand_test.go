@@ -278,7 +278,8 @@ func (s *stand) kubectl(ctx context.Context, user string, args ...string) error 
 	return err
 }
 
-// pod is a pod that runs a shell command.
+// pod is a pod that runs a shell command. Of a program that is to be seen the command has the path: by its name alone
+// Debian's busybox runs it within the shell's process.
 func pod(name, command string, change ...func(*corev1.PodSpec)) *corev1.Pod {
 	none := int64(0)
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name}}, Spec: template(command)}
