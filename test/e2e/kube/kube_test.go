@@ -93,7 +93,6 @@ func TestKube(t *testing.T) {
 	}
 	t.Run("audit events come by webhook and by file, once", s.checkAudit)
 	t.Run("nothing is raised about the cluster's own work", s.checkOwnWork)
-	t.Log(table(s.rows(t, "SELECT k8s_pod_name, process_name, action, file_path, file_path_host, file_open_flags, count() FROM file WHERE k8s_namespace_name IN ('hostpath','deleted') AND (file_path LIKE '%%cron.d%%' OR file_path LIKE '%%token%%') GROUP BY ALL LIMIT 20")))
 	t.Run("figures", func(t *testing.T) {
 		t.Log("events of pods by class and join", table(s.rows(t, `SELECT 'process', k8s_join, count() FROM process WHERE k8s_pod_uid != '' GROUP BY ALL
 			UNION ALL SELECT 'file', k8s_join, count() FROM file WHERE k8s_pod_uid != '' GROUP BY ALL
@@ -182,53 +181,68 @@ func (s *stand) checkAlerts(t *testing.T, sc scenario) {
 func (s *stand) checkAttribution(t *testing.T, ns string) {
 	t.Helper()
 	pods := s.seen(ns)
+	if len(pods) == 0 {
+		t.Fatal("no pods")
+	}
+	type count struct{ total, unresolved, nameless int }
+	counts := map[string]*count{} // by UID
+	var uids []string
 	for _, p := range pods {
-		kind, name := s.workload(t, p)
-		images := map[string]string{}
-		for _, c := range p.Spec.Containers {
-			images[c.Name] = c.Image
-		}
-		for _, c := range p.Spec.EphemeralContainers {
-			images[c.Name] = c.Image
-		}
-		total, unresolved, nameless := 0, 0, 0
-		for _, class := range []string{"process", "file", "network", "kernel"} {
-			for _, r := range s.rows(t, `SELECT k8s_join, k8s_namespace_name, k8s_pod_name, k8s_workload_kind, k8s_workload_name, k8s_container_name,
-				if(container_image_name = '', '', container_image_name || ':' || container_image_tag), count() FROM %s WHERE k8s_pod_uid = '%s' GROUP BY ALL`, class, p.UID) {
-				n, err := strconv.Atoi(r[7])
-				if err != nil {
-					t.Fatal(err)
-				}
-				total += n
-				if r[0] != "resolved" {
-					unresolved += n
-					continue
-				}
-				if r[1] != ns || r[2] != p.Name || r[3] != kind || r[4] != name {
-					t.Errorf("%s: %d events of pod %s/%s (%s %s) are attributed to %v", class, n, ns, p.Name, kind, name, r)
-				}
-				if r[5] == "" {
-					nameless += n // the pod's sandbox, and what runs before the kubelet reports a container
-				} else if images[r[5]] == "" || r[6] != images[r[5]] {
-					t.Errorf("%s: %d events of pod %s have container %q with image %q, which the pod does not have: %v", class, n, p.Name, r[5], r[6], images)
-				}
+		counts[string(p.UID)] = &count{}
+		uids = append(uids, "'"+string(p.UID)+"'")
+	}
+	for _, class := range []string{"process", "file", "network", "kernel"} {
+		for _, r := range s.rows(t, `SELECT k8s_pod_uid, k8s_join, k8s_namespace_name, k8s_pod_name, k8s_workload_kind, k8s_workload_name, k8s_container_name,
+			container_image_name || ':' || container_image_tag, count() FROM %s WHERE k8s_pod_uid IN (%s) GROUP BY ALL`, class, strings.Join(uids, ", ")) {
+			n, err := strconv.Atoi(r[8])
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, c := pods[r[0]], counts[r[0]]
+			c.total += n
+			if r[1] != "resolved" {
+				c.unresolved += n
+				continue
+			}
+			kind, name := workload(p)
+			if r[2] != ns || r[3] != p.Name || r[4] != kind || r[5] != name {
+				t.Errorf("%s: %d events of pod %s/%s (%s %s) are attributed to %v", class, n, ns, p.Name, kind, name, r)
+			}
+			if r[6] == "" {
+				c.nameless += n // the pod's sandbox, and what runs before the kubelet reports a container
+			} else if image := imageOf(p, r[6]); image == "" || image != r[7] {
+				t.Errorf("%s: %d events of pod %s have container %q with image %q, which in that pod is %q", class, n, p.Name, r[6], r[7], image)
 			}
 		}
-		if total == 0 {
-			t.Errorf("no events of pod %s", p.Name)
-		}
-		if unresolved > 0 || len(pods) < 4 {
-			t.Logf("pod %s: %d events, %d unresolved, %d without a container's name", p.Name, total, unresolved, nameless)
-		}
 	}
-	if len(pods) == 0 {
-		t.Error("no pods")
+	var sum count
+	for uid, c := range counts {
+		if c.total == 0 {
+			t.Errorf("no events of pod %s", pods[uid].Name)
+		}
+		sum = count{sum.total + c.total, sum.unresolved + c.unresolved, sum.nameless + c.nameless}
 	}
+	t.Logf("%d pods: %d events, %d unresolved, %d without a container's name", len(pods), sum.total, sum.unresolved, sum.nameless)
 }
 
-// workload is the top of a pod's owners.
-func (s *stand) workload(t *testing.T, p *corev1.Pod) (kind, name string) {
-	t.Helper()
+// imageOf is the image of a pod's container, as the pod names it.
+func imageOf(p *corev1.Pod, container string) string {
+	for _, c := range p.Spec.Containers {
+		if c.Name == container {
+			return c.Image
+		}
+	}
+	for _, c := range p.Spec.EphemeralContainers {
+		if c.Name == container {
+			return c.Image
+		}
+	}
+	return ""
+}
+
+// workload is the top of a pod's owners. In the scenarios a ReplicaSet is a Deployment's and a Job a CronJob's, and the
+// label app has its name.
+func workload(p *corev1.Pod) (kind, name string) {
 	ref := metav1.GetControllerOf(p)
 	switch {
 	case ref == nil:
@@ -402,10 +416,10 @@ var ofPods = []scenario{
 	{
 		name: "cronjob",
 		do: func(ctx context.Context, s *stand, ns string) error {
-			spec := template("/bin/touch /tmp/ran; sleep 1")
+			spec, kept := template("/bin/touch /tmp/ran; sleep 1"), int32(20)
 			spec.RestartPolicy = corev1.RestartPolicyNever
 			_, err := s.kube.BatchV1().CronJobs(ns).Create(ctx, &batchv1.CronJob{ObjectMeta: metav1.ObjectMeta{Name: "every"},
-				Spec: batchv1.CronJobSpec{Schedule: "* * * * *", JobTemplate: batchv1.JobTemplateSpec{Spec: batchv1.JobSpec{
+				Spec: batchv1.CronJobSpec{Schedule: "* * * * *", SuccessfulJobsHistoryLimit: &kept, JobTemplate: batchv1.JobTemplateSpec{Spec: batchv1.JobSpec{
 					Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "every"}}, Spec: spec}}}}}, metav1.CreateOptions{})
 			if err != nil {
 				return err

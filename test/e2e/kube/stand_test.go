@@ -229,13 +229,14 @@ func (s *stand) watchPods() {
 	})
 }
 
-// seen returns the pods of a namespace that there were.
-func (s *stand) seen(namespace string) (out []*corev1.Pod) {
+// seen returns the pods of a namespace that there were, by UID.
+func (s *stand) seen(namespace string) map[string]*corev1.Pod {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, p := range s.pods {
+	out := map[string]*corev1.Pod{}
+	for uid, p := range s.pods {
 		if p.Namespace == namespace {
-			out = append(out, p)
+			out[uid] = p
 		}
 	}
 	return out
