@@ -60,7 +60,8 @@ const (
 	Kubelet           = "kubelet"
 )
 
-// Cluster is a cluster on this machine. Its methods may be called from several goroutines.
+// Cluster is a cluster on this machine. Its methods may be called from several goroutines, once what starts its programs
+// has returned.
 type Cluster struct {
 	// NodeIP is the node's address, which the machine reaches. HostIP is the machine's, as the node reaches it.
 	NodeIP, HostIP string

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -37,7 +38,7 @@ func TestMain(m *testing.M) {
 			fmt.Println(err)
 			os.Exit(1)
 		}
-		fmt.Println("place", c.place.n, c.keeper.Process.Pid)
+		fmt.Println("place", c.place.n, c.keeper.Process.Pid, c.PID)
 		select {}
 	}
 	goleak.VerifyTestMain(m)
@@ -199,7 +200,6 @@ func TestNode(t *testing.T) {
 
 // TestKilled kills a program that has a cluster, and the keeper of another.
 func TestKilled(t *testing.T) {
-	t.Parallel()
 	if err := Check(); errors.Is(err, ErrMissing) {
 		t.Skipf("SKIPPED (%v): what a killed program leaves of its cluster was not looked at", err)
 	}
@@ -218,16 +218,24 @@ func TestKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		line, _ := bufio.NewReader(out).ReadString('\n')
-		var n, keeper int
-		if _, err := fmt.Sscanf(line, "place %d %d", &n, &keeper); err != nil {
+		var n, keeper, pid int
+		if _, err := fmt.Sscanf(line, "place %d %d %d", &n, &keeper, &pid); err != nil {
 			t.Fatalf("%s: %v", line, err)
 		}
 		p, err := placeOf(n)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.left() == "" {
+		namespace, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.left() == "" || len(processes(namespace)) < 2 {
 			t.Fatal("there is nothing of a cluster that runs")
+		}
+		folder, err := os.Stat(p.folder)
+		if err != nil {
+			t.Fatal(err)
 		}
 		if of == "program" {
 			if err := v.Process.Kill(); err != nil {
@@ -246,30 +254,47 @@ func TestKilled(t *testing.T) {
 				_ = v.Process.Kill()
 				_ = v.Wait() // killed
 			}()
-			// All processes die with it; the next cluster at its place removes the rest. It may be another test's.
-			for end := time.Now().Add(20 * time.Second); len(processes(p)) > 0; time.Sleep(50 * time.Millisecond) {
+			// All processes die with it; the next cluster at its place removes the rest.
+			for end := time.Now().Add(20 * time.Second); len(processes(namespace)) > 0; time.Sleep(50 * time.Millisecond) {
 				if time.Now().After(end) {
-					t.Fatalf("processes left: %v", processes(p))
+					t.Fatalf("processes left: %v", processes(namespace))
 				}
 			}
-			if err := p.clean(); err != nil {
-				t.Error(err)
-			}
 		}
-		for end := time.Now().Add(20 * time.Second); p.left() != ""; time.Sleep(50 * time.Millisecond) {
+		// Another program's cluster may have the place by now, which has removed what was there then.
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+			now, err := os.Stat(p.folder)
+			if err == nil && !os.SameFile(folder, now) {
+				break
+			}
+			lock, err := os.OpenFile(p.folder+".lock", os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			free := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+			if free && of == "keeper" {
+				if err := p.clean(); err != nil {
+					t.Error(err)
+				}
+			}
+			left := p.left()
+			lock.Close()
+			if free && left == "" {
+				break
+			}
 			if time.Now().After(end) {
-				t.Fatalf("%s killed; left: %s", of, p.left())
+				t.Fatalf("%s killed; left: %s", of, left)
 			}
 		}
 	}
 }
 
-// processes are those that run a program from a cluster's folder or with files in it.
-func processes(p place) (out []string) {
-	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range all {
-		if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), initArgument+"\x00"+fmt.Sprint(p.n)+"\x00") {
-			out = append(out, f)
+// processes are those in a pid namespace.
+func processes(namespace string) (out []string) {
+	all, _ := filepath.Glob("/proc/[0-9]*/ns/pid")
+	for _, link := range all {
+		if ns, err := os.Readlink(link); err == nil && ns == namespace {
+			out = append(out, link)
 		}
 	}
 	return out
