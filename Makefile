@@ -21,7 +21,7 @@ demo: deps build ## Fetch, build, start everything, simulate attacks, show the a
 	@bin/picket demo
 
 .PHONY: test
-test: deps deps-test build lint check-generated ## Everything CI runs: build, lint, generated files, all tests, race tests
+test: deps deps-test build lint check-generated ## What CI runs beside make e2e: build, lint, generated files, all tests, race tests
 	@if [ "$$(id -u)" != 0 ]; then echo "=== NOT ROOT: tests of the live kernel are left out; run as root for all of them ==="; fi
 	@# Through report, because go test says nothing of what passing packages left out.
 	@# make e2e has the machine to itself.

@@ -177,7 +177,7 @@ func (s *stand) checkAlerts(t *testing.T, sc scenario) {
 }
 
 // checkAttribution holds what is stored of a namespace's pods to what the API server said: no event has another's pod,
-// workload, container or image. Those without are told.
+// workload, container or image, and hardly one has none. Those without a container's name are told.
 func (s *stand) checkAttribution(t *testing.T, ns string) {
 	t.Helper()
 	pods := s.seen(ns)
@@ -223,6 +223,9 @@ func (s *stand) checkAttribution(t *testing.T, ns string) {
 		sum = count{sum.total + c.total, sum.unresolved + c.unresolved, sum.nameless + c.nameless}
 	}
 	t.Logf("%d pods: %d events, %d unresolved, %d without a container's name", len(pods), sum.total, sum.unresolved, sum.nameless)
+	if sum.unresolved*100 > sum.total {
+		t.Errorf("%d of %d events have no pod: more than one in a hundred", sum.unresolved, sum.total)
+	}
 }
 
 // imageOf is the image of a pod's container, as the pod names it.
