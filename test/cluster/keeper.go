@@ -283,7 +283,31 @@ func first(p place) error {
 // sysctls are those that the kubelet sets and that namespaces do not separate: on its node they are files.
 var sysctls = []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
 
-// mount gives the node a file system of its own where it writes: /etc is a copy of the machine's in memory, /run is in
+// nodeFiles are those of the machine's /etc that the node has too: nothing that is secret.
+var nodeFiles = []string{"passwd", "group", "nsswitch.conf", "host.conf", "gai.conf", "services", "protocols", "ethertypes", "localtime", "timezone",
+	"os-release", "debian_version", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "iproute2", "profile", "bash.bashrc"}
+
+// copyEtc fills the node's /etc, with folders and files beside that somebody who breaks out of a pod looks for.
+func (p place) copyEtc() error {
+	args := []string{"-a"}
+	for _, name := range nodeFiles {
+		if _, err := os.Lstat("/etc/" + name); err == nil {
+			args = append(args, "/etc/"+name)
+		}
+	}
+	if out, err := exec.Command("cp", append(args, p.path("etc"))...).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy files of /etc: %w: %s", err, out)
+	}
+	for _, dir := range []string{"kubernetes", "cron.d", "ssh", "pam.d"} {
+		if err := os.Mkdir(p.path("etc/"+dir), 0o755); err != nil {
+			return err
+		}
+	}
+	return errors.Join(os.WriteFile(p.path("etc/hostname"), []byte(NodeName+"\n"), 0o644), os.WriteFile(p.path("etc/shadow"), []byte("root:*:19000:0:99999:7:::\n"), 0o640),
+		os.WriteFile(p.path("etc/hosts"), fmt.Appendf(nil, "127.0.0.1 localhost\n%s %s\n", p.nodeAddress(), NodeName), 0o644))
+}
+
+// mount gives the node a file system of its own where it writes: /etc has a few of the machine's files, in memory, /run is in
 // memory as on any node, /var/lib and /var/log are in the place's folder. The rest is the machine's. (A layer above /etc
 // would do, but for a sensor it makes files there those of a container.)
 func (p place) mount() error {
@@ -302,10 +326,10 @@ func (p place) mount() error {
 	if err := errors.Join(do("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), do("tmpfs", p.path("etc"), "tmpfs", 0, "mode=755,size=64m")); err != nil {
 		return err
 	}
-	if out, err := exec.Command("cp", "-a", "/etc/.", p.path("etc")).CombinedOutput(); err != nil {
-		return fmt.Errorf("copy /etc: %w: %s", err, out)
+	if err := p.copyEtc(); err != nil {
+		return err
 	}
-	if err := errors.Join(do(p.path("etc"), "/etc", "", unix.MS_MOVE, ""), os.MkdirAll("/etc/kubernetes", 0o755),
+	if err := errors.Join(do(p.path("etc"), "/etc", "", unix.MS_MOVE, ""),
 		do("tmpfs", "/run", "tmpfs", 0, "mode=755"), do("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")); err != nil {
 		return err
 	}
@@ -330,10 +354,7 @@ func (p place) mount() error {
 			return err
 		}
 	}
-	if err := do("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
-		return err
-	}
-	return os.WriteFile("/etc/hosts", fmt.Appendf(nil, "127.0.0.1 localhost\n%s %s\n", p.nodeAddress(), NodeName), 0o644)
+	return do("", "/", "", unix.MS_REC|unix.MS_SHARED, "")
 }
 
 // awaitReady reads the keeper's word that the first process runs.

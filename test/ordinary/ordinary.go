@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"picket/bpf"
 	"picket/internal/rules"
@@ -28,23 +29,19 @@ const (
 // that takes root, minutes, and make build before. It is run in the repository's
 // root. everyFile says that opens for reading are in it for all files, and the
 // work twice, so that both recordings have a million events; without, it has what a sensor reports by its defaults and by the needs of set, which is
-// the default pack. The file's name has a hash of the script, of those needs and
+// the default pack. The file's name has a hash of the script and of what it starts, of those needs and
 // of the version of the kernel's records, so that a change of one makes another.
 func Recording(ctx context.Context, set *rules.Set, everyFile bool) (string, error) {
-	work, err := os.ReadFile(script)
+	work, err := source()
 	if err != nil {
 		return "", fmt.Errorf("%w: run this in the repository's root", err)
-	}
-	workloads, err := os.ReadFile("test/node/work.yaml")
-	if err != nil {
-		return "", err
 	}
 	name, watch, times := "ordinary", []string(nil), "1"
 	if everyFile {
 		name, watch, times = "ordinary-every-file", []string{"--watch", "/"}, "2"
 	}
 	h := sha256.New()
-	fmt.Fprintf(h, "%d %q %q %s%s", bpf.LayoutVersion, set.WatchedPaths(), set.Syscalls(), work, workloads)
+	fmt.Fprintf(h, "%d %q %q %s", bpf.LayoutVersion, set.WatchedPaths(), set.Syscalls(), work)
 	folder, err := folder()
 	if err != nil {
 		return "", err
@@ -81,6 +78,28 @@ func Recording(ctx context.Context, set *rules.Set, everyFile bool) (string, err
 		return "", fmt.Errorf("record %s: %w", script, err)
 	}
 	return file, errors.Join(os.Rename(AuditLog(part), AuditLog(file)), os.Rename(part, file))
+}
+
+// source is the text of all that the work is made of.
+func source() (text []byte, err error) {
+	files := []string{script, "test/node/work.yaml", "test/node/main.go"}
+	node, err := filepath.Glob("test/cluster/*.go")
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range node {
+		if !strings.HasSuffix(f, "_test.go") {
+			files = append(files, f)
+		}
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return nil, err
+		}
+		text = append(text, b...)
+	}
+	return text, nil
 }
 
 // AuditLog is the file beside a recording that has the audit log of the cluster in it, as the API server wrote it.
