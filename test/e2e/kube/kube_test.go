@@ -93,6 +93,11 @@ func TestKube(t *testing.T) {
 	}
 	t.Run("audit events come by webhook and by file, once", s.checkAudit)
 	t.Run("nothing is raised about the cluster's own work", s.checkOwnWork)
+	t.Run("all but the sandbox and runc has a container's name", func(t *testing.T) {
+		if r := s.rows(t, "SELECT k8s_namespace_name, k8s_pod_name, process_name, process_args, count() FROM process WHERE k8s_join = 'resolved' AND k8s_container_name = '' AND process_name NOT IN ('pause', 'runc') GROUP BY ALL LIMIT 20"); len(r) > 0 {
+			t.Errorf("without: %s", table(r))
+		}
+	})
 	t.Run("figures", func(t *testing.T) {
 		t.Log("events of pods by class and join", table(s.rows(t, `SELECT 'process', k8s_join, count() FROM process WHERE k8s_pod_uid != '' GROUP BY ALL
 			UNION ALL SELECT 'file', k8s_join, count() FROM file WHERE k8s_pod_uid != '' GROUP BY ALL
@@ -209,7 +214,7 @@ func (s *stand) checkAttribution(t *testing.T, ns string) {
 				t.Errorf("%s: %d events of pod %s/%s (%s %s) are attributed to %v", class, n, ns, p.Name, kind, name, r)
 			}
 			if r[6] == "" {
-				c.nameless += n // the pod's sandbox, and what runs before the kubelet reports a container
+				c.nameless += n // the pod's sandbox, and runc before it runs the container's program
 			} else if image := imageOf(p, r[6]); image == "" || image != r[7] {
 				t.Errorf("%s: %d events of pod %s have container %q with image %q, which in that pod is %q", class, n, p.Name, r[6], r[7], image)
 			}
@@ -230,7 +235,7 @@ func (s *stand) checkAttribution(t *testing.T, ns string) {
 
 // imageOf is the image of a pod's container, as the pod names it.
 func imageOf(p *corev1.Pod, container string) string {
-	for _, c := range p.Spec.Containers {
+	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
 		if c.Name == container {
 			return c.Image
 		}
@@ -500,6 +505,24 @@ var ofPods = []scenario{
 			r := s.rows(t, "SELECT DISTINCT process_args, container_image_name FROM process WHERE k8s_namespace_name = '%s' AND k8s_pod_name = 'again' AND action = 'exec' AND process_args LIKE '/tmp/generation%%' ORDER BY 1", ns)
 			if fmt.Sprint(r) != "[[/tmp/generation-0 test.local/busybox] [/tmp/generation-1 test.local/other]]" {
 				t.Errorf("two pods of one name: %v", r)
+			}
+		},
+	},
+	{
+		name: "init-container",
+		do: func(ctx context.Context, s *stand, ns string) error {
+			p := pod("prepared", "/bin/touch /tmp/main; sleep 1000", func(p *corev1.PodSpec) {
+				p.InitContainers = template("/bin/touch /tmp/prepared").Containers
+				p.InitContainers[0].Name, p.InitContainers[0].Image = "prepare", cluster.BusyboxOther
+			})
+			_, err := s.create(ctx, ns, p)
+			return err
+		},
+		check: func(t *testing.T, s *stand, ns string) {
+			// Both at the very start of their containers.
+			r := s.rows(t, "SELECT process_args, k8s_container_name, container_image_name FROM process WHERE k8s_namespace_name = '%s' AND action = 'exec' AND process_args LIKE '/tmp/%%' ORDER BY 1", ns)
+			if fmt.Sprint(r) != "[[/tmp/main main test.local/busybox] [/tmp/prepared prepare test.local/other]]" {
+				t.Errorf("the first programs of init container and container: %v", r)
 			}
 		},
 	},
