@@ -129,7 +129,8 @@ func newStand(t *testing.T) *stand {
 }
 
 // startPicket starts Picket as the node's: to its sensor process 1 is the node's first process, by which it knows the
-// node's mounts and finds the files of containerd. (The sensor has the machine's pid namespace, as it must.)
+// node's mounts and finds the files of containerd. (The sensor has the machine's pid namespace, as it must.) Its BPF file system is its own, so that nothing is pinned when it has
+// ended, however it did.
 func (s *stand) startPicket(webhook string) {
 	t := s.t
 	data := filepath.Join(s.dir, "picket")
@@ -137,7 +138,6 @@ func (s *stand) startPicket(webhook string) {
 		"Dir": data, "Cluster": clusterName, "Node": cluster.NodeName, "NATSListen": "127.0.0.1:0", "ClickHouseListen": "127.0.0.1:0",
 		"ClickHouseBinary": filepath.Join(s.dir, "picket-clickhouse"), "WebhookListen": webhook, "AuditFile": s.cluster.AuditLog(),
 		"Kubeconfig": s.cluster.Kubeconfig(cluster.Admin),
-		"Sensor":     map[string]any{"Kernel": map[string]any{"Instance": fmt.Sprintf("kube-%d", os.Getpid())}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -152,10 +152,10 @@ func (s *stand) startPicket(webhook string) {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	c := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", `mount --bind "/proc/$0" /proc/1 && exec "$1"`, fmt.Sprint(s.cluster.PID), self)
+	c := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", `mount --bind "/proc/$0" /proc/1 && mount -t bpf bpf /sys/fs/bpf && exec "$1"`, fmt.Sprint(s.cluster.PID), self)
 	c.Env = append(os.Environ(), upVariable+"="+string(options))
 	c.Stdout, c.Stderr = out, out
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
