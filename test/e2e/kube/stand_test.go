@@ -9,11 +9,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
+	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,6 +31,7 @@ import (
 
 	"picket/internal/store"
 	"picket/internal/up"
+	"picket/schemas"
 	"picket/services/sensor"
 	"picket/test/cluster"
 )
@@ -79,6 +84,8 @@ type stand struct {
 	kube    *kubernetes.Clientset
 	db      *store.DB
 	begin   time.Time
+	// enricher is the URL of its admin port.
+	enricher string
 
 	mu   sync.Mutex
 	pods map[string]*corev1.Pod // by UID, as last seen
@@ -197,6 +204,7 @@ func (s *stand) startPicket(webhook string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.enricher = at.Admin[schemas.ServiceEnricher]
 	db := store.DefaultConfig()
 	db.URL = at.ClickHouse
 	if s.db, err = store.Open(db, slog.New(slog.DiscardHandler)); err != nil {
@@ -237,6 +245,33 @@ func (s *stand) seen(namespace string) map[string]*corev1.Pod {
 	for uid, p := range s.pods {
 		if p.Namespace == namespace {
 			out[uid] = p
+		}
+	}
+	return out
+}
+
+// uids returns those of all pods that there were.
+func (s *stand) uids() iter.Seq[string] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Values(slices.Collect(maps.Keys(s.pods)))
+}
+
+// joined returns the enricher's figures of events by outcome.
+func (s *stand) joined(t *testing.T) (out string) {
+	t.Helper()
+	resp, err := http.Get(s.enricher + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, "picket_enricher_joined_events_total") || strings.HasPrefix(line, "picket_enricher_wait_seconds_") {
+			out += "\n  " + strings.TrimSpace(line)
 		}
 	}
 	return out
