@@ -74,7 +74,7 @@ kube: ## Build the Kubernetes programs of the tests into the cache, once, and in
 	@$(GO) run ./test/node build
 
 .PHONY: e2e
-e2e: deps ## Try all of Picket on a real Kubernetes node (root; about 4 minutes, the first time 6 more)
+e2e: deps ## Try all of Picket on a real Kubernetes node (root; about 3 minutes, the first time 6 more)
 	@test/e2e/kube/run.sh $(KUBE_BUILD_LIMIT)
 
 .PHONY: vmtest
