@@ -5,6 +5,8 @@
 #                      runc and busybox (containers)
 #   install.sh bench  for the recording of ordinary work (make bench-noise, make bench-detector): PostgreSQL,
 #                      nginx, ab, and what test has; none of them is started
+#   install.sh kube   for Kubernetes clusters (make e2e, make bench-noise): etcd, containerd, runc, CNI plugins; none
+#                      of them is started. make kube builds Kubernetes itself
 #   install.sh vm     to test on other kernels (make vmtest): QEMU, and what makes the guest
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -57,6 +59,23 @@ bench)
 		break
 	done
 	;;
+kube)
+	for c in etcd containerd runc ip iptables /usr/lib/cni/bridge; do
+		command -v "$c" >/dev/null && continue
+		# etcd's package starts a server, which nobody here needs.
+		if [ ! -e /usr/sbin/policy-rc.d ] && [ "$(id -u)" = 0 ] && [ -d /usr/sbin ]; then
+			printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+			chmod 755 /usr/sbin/policy-rc.d
+			trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+		fi
+		apt_install "Kubernetes clusters for tests" --no-install-recommends etcd-server containerd runc containernetworking-plugins iproute2 iptables
+		break
+	done
+	# In an image there are no libraries, so a busybox that needs some will not do.
+	if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then
+		apt_install "images for tests" busybox-static
+	fi
+	;;
 vm)
 	# The desktop parts that QEMU's package recommends are not needed.
 	command -v qemu-system-x86_64 >/dev/null || apt_install "runs other kernels" --no-install-recommends qemu-system-x86
@@ -70,7 +89,7 @@ vm)
 	fi
 	;;
 *)
-	echo "usage: $0 run|test|bench|vm" >&2
+	echo "usage: $0 run|test|bench|kube|vm" >&2
 	exit 2
 	;;
 esac

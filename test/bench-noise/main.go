@@ -56,10 +56,12 @@ func run(ctx context.Context, recording string, paths []string, check bool, w io
 	if err != nil {
 		return err
 	}
+	var started string // audit log of the cluster in the recording
 	if recording == "" {
 		if recording, err = ordinary.Recording(ctx, set, false); err != nil {
 			return err
 		}
+		started = ordinary.AuditLog(recording)
 	}
 	data, err := os.ReadFile(recording)
 	if err != nil {
@@ -74,11 +76,18 @@ func run(ctx context.Context, recording string, paths []string, check bool, w io
 	}
 	node.correlated(node.rules.End())
 	node.print(w, "Ordinary work of a node (test/ordinary/run.sh)")
-	audit := newNoise(set)
-	if err := audit.components(auditSample); err != nil {
-		return err
+	const own = "Audit events of a cluster's own components (those by users system:… that no pod's token stands for), "
+	for _, log := range []struct{ file, title string }{{auditSample, own + "of " + auditSample}, {started, own + "of the cluster in ordinary work, from its start to its end"}} {
+		if log.file == "" {
+			continue
+		}
+		audit := newNoise(set)
+		if err := audit.components(log.file); err != nil {
+			return err
+		}
+		audit.correlated(audit.rules.End())
+		audit.print(w, log.title)
 	}
-	audit.print(w, "Audit events of a cluster's own components (those by users system:… that no pod's token stands for, of "+auditSample+"; a cluster that starts is not in it)")
 	fmt.Fprintf(w, "\n%.2f alerts of medium or higher severity per 100,000 events of the node's ordinary work; the limit is %g.\n", node.rate(), most)
 	if check && node.rate() > most {
 		return errors.New("more alerts than the limit")

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Ordinary work of a node, for a recording: packages, compilers, CI jobs, a
-# database, a web server, health checks, containers. Nothing in it is an attack.
-#   run.sh [TIMES]   as root, once or several times over; scripts/install.sh bench has installed what it needs
+# database, a web server, health checks, containers, a Kubernetes node. Nothing in it is an attack.
+#   run.sh NODE AUDITLOG [TIMES]   as root, once or several times over; scripts/install.sh bench and kube have installed
+#                                  what it needs. NODE is test/node, built; AUDITLOG gets the audit log of its cluster
 # It ends what it started, by process id, and removes its folder and its cgroups.
 # But for apt, which fetches the packages that it installs again, it talks to
 # loopback only.
@@ -230,6 +231,13 @@ containers() {
 	for i in $(seq 50); do runc --root "$work/runc" delete "$id" 2>/dev/null && break || sleep 0.1; done
 }
 
+# A cluster of one node that starts, has workloads and ends.
+kubernetes() {
+	say kubernetes
+	"$node" work "$audit"
+}
+
+node=$1 audit=$2 times=${3:-1}
 pg=$(ls -d /usr/lib/postgresql/*/bin | tail -1)
 port=$((20000 + $$ % 10000))
 for need in runc busybox nginx ab gcc make go git python3 perl "$pg/initdb"; do
@@ -241,9 +249,10 @@ ci
 database
 webserver
 containers
+kubernetes
 say done
-if [ "${1:-1}" -gt 1 ]; then
+if [ "$times" -gt 1 ]; then
 	finish
 	trap - EXIT
-	exec "$0" $(($1 - 1))
+	exec "$0" "$node" "$audit" $((times - 1))
 fi
