@@ -64,8 +64,8 @@ func benchMetadata(pods int) *metadata {
 			labels[fmt.Sprintf("app.kubernetes.io/label-%d", i)] = fmt.Sprintf("value-%d-of-%d", i, p)
 		}
 		x.setOwner(fmt.Sprint("rs", p), ref{"Deployment", fmt.Sprint("deploy-", p), fmt.Sprint("d", p)})
-		x.setPod(&pod{uid: benchUID(p), namespace: fmt.Sprint("ns-", p%10), name: fmt.Sprintf("deploy-%d-7d9f8-abcde", p), node: "n1", serviceAccount: "default",
-			controller: ref{"ReplicaSet", fmt.Sprintf("deploy-%d-7d9f8", p), fmt.Sprint("rs", p)}, labels: labelPairs(labels),
+		x.setPod(&pod{head: head{uid: benchUID(p), namespace: fmt.Sprint("ns-", p%10), name: fmt.Sprintf("deploy-%d-7d9f8-abcde", p)}, node: "n1", serviceAccount: "default",
+			controller: ref{"ReplicaSet", fmt.Sprintf("deploy-%d-7d9f8", p), fmt.Sprint("rs", p)}, labels: testReader().pairs(labels, allowList{"*"}), templateHash: "7d9f8",
 			instances: []instance{{benchContainer(p), container{"app", "registry.example.com/team/app", "v1.2.3", "sha256:" + benchContainer(p), false}}},
 			addresses: []address{batch.IPv4([4]byte{10, 0, byte(p / 250), byte(p % 250)})}, since: 1})
 	}

@@ -65,6 +65,7 @@ type Enricher struct {
 	targets  []target          // the distinct actors of the batch
 	rows     []uint16          // actor of each row
 	seen     map[uint64]uint16 // actor by dictionary entries of pod UID and container id
+	services []string          // scratch
 	last     stats
 }
 
@@ -77,7 +78,9 @@ type target struct {
 	// What is not known is empty.
 	podName, namespace, serviceAccount string
 	workloadKind, workloadName         string
-	labels                             []string
+	ownerKind, ownerName               string
+	labels, annotations, ofNamespace   []string
+	identity                           string
 	container                          container
 	unknownContainer                   bool // the pod is known, the container not
 }
@@ -108,7 +111,7 @@ func (e *Enricher) Enrich(b *batch.Batch, cluster, node string) (*batch.Batch, e
 	}
 	e.actors(b)
 	e.resolve(b, cluster, node)
-	return b.Join(e.fill(b, cluster))
+	return b.Join(e.fill(b, cluster, node))
 }
 
 var enrichedColumns = columnsByClass(func(f *schemas.Field) bool { return f.Enriched })
@@ -236,9 +239,14 @@ func (e *Enricher) resolve(b *batch.Batch, cluster, node string) {
 			t.outcome = outcomeForeignNode
 		default:
 			t.outcome = outcomeResolved
-			t.podName, t.namespace, t.serviceAccount, t.labels = p.name, p.namespace, p.serviceAccount, p.labels
+			t.podName, t.namespace, t.serviceAccount, t.labels, t.annotations = p.name, p.namespace, p.serviceAccount, p.labels, p.annotations
 			t.workloadKind, t.workloadName = e.meta.workload(p)
+			t.ownerKind, t.ownerName = e.meta.owner(p)
+			t.ofNamespace, t.identity = e.meta.labels[p.namespace], e.meta.identity(p)
 			if c := p.instance(t.containerID); c != nil {
+				t.container = *c
+			} else if c := p.specOf(b.Str(schemas.ContainerName, t.firstRow)); c != nil && t.containerID != "" {
+				// The kubelet has not reported it yet; the runtime says which it is.
 				t.container = *c
 			}
 			t.unknownContainer = t.containerID != "" && t.container.name == ""
@@ -289,17 +297,22 @@ func tokenPod(b *batch.Batch, row int) (pod, namespace, serviceAccount string) {
 }
 
 // fill builds the enriched columns.
-func (e *Enricher) fill(b *batch.Batch, cluster string) *batch.Builder {
+func (e *Enricher) fill(b *batch.Batch, cluster, node string) *batch.Builder {
 	out := e.builders[b.Class()]
 	if out == nil {
 		out = batch.NewBuilder(b.Class(), enrichedColumns[b.Class()])
 		e.builders[b.Class()] = out
 	}
 	out.Reset()
-	peers := b.Class() == schemas.Network && e.meta.covers(cluster)
-	if peers {
+	covered, synced := e.meta.covers(cluster), false
+	var at place
+	if covered {
+		synced = e.meta.synced()
 		e.meta.RLock()
 		defer e.meta.RUnlock()
+		if n := e.meta.places[node]; n != nil && b.Class() != schemas.Audit {
+			at = n.place
+		}
 	}
 	for r, n := range e.rows {
 		t := &e.targets[n]
@@ -313,22 +326,47 @@ func (e *Enricher) fill(b *batch.Batch, cluster string) *batch.Builder {
 		out.Str(schemas.ServiceAccount, t.serviceAccount)
 		out.Str(schemas.WorkloadKind, t.workloadKind)
 		out.Str(schemas.WorkloadName, t.workloadName)
+		out.Str(schemas.OwnerKind, t.ownerKind)
+		out.Str(schemas.OwnerName, t.ownerName)
 		out.Pairs(schemas.PodLabels, t.labels)
 		out.Str(schemas.K8sContainerName, t.container.name)
 		out.Str(schemas.ContainerImage, t.container.image)
 		out.Str(schemas.ContainerImageTag, t.container.tag)
 		out.Str(schemas.ContainerImageHash, t.container.digest)
 		out.Bool(schemas.ContainerPriv, t.container.privileged)
-		if peers {
-			if a, ok := b.Bytes16(schemas.NetPeerAddress, r); ok {
-				kind, name := e.meta.peer(a, b.Int(schemas.EventTime, r))
-				out.Str(schemas.PeerKind, kind)
-				out.Str(schemas.PeerName, name)
-			}
+		out.Pairs(schemas.PodAnnotations, t.annotations)
+		out.Pairs(schemas.NamespaceLabels, t.ofNamespace)
+		out.Str(schemas.CloudIdentity, t.identity)
+		out.Str(schemas.NodeZone, at.zone)
+		out.Str(schemas.NodeRegion, at.region)
+		out.Str(schemas.NodeType, at.instanceType)
+		if b.Class() == schemas.Network {
+			e.peer(out, b, r, covered, synced)
 		}
 		out.EndRow()
 	}
 	return out
+}
+
+// peer says what the remote address of a row is.
+func (e *Enricher) peer(out *batch.Builder, b *batch.Batch, row int, covered, synced bool) {
+	a, ok := b.Bytes16(schemas.NetPeerAddress, row)
+	if !ok {
+		return
+	}
+	kind, name := "", ""
+	e.services = e.services[:0]
+	if covered {
+		kind, name, e.services = e.meta.peer(a, uint16(b.Uint(schemas.NetPeerPort, row)), b.Int(schemas.EventTime, row), e.services)
+		if !synced && (kind == kindPrivate || kind == kindOutside) {
+			kind = "" // it may be something that is not known yet
+		}
+	} else {
+		kind, name = wellKnown(a)
+	}
+	out.Str(schemas.PeerKind, kind)
+	out.Str(schemas.PeerName, name)
+	out.List(schemas.PeerServices, e.services)
 }
 
 // wanted is a pod that a batch has an event of, by its UID and a container's id.

@@ -129,11 +129,11 @@ func newServer(cfg Config, rt *service.Runtime) (*server, error) {
 	}
 	if cfg.Kubernetes.Enabled {
 		var client kubernetes.Interface
-		if client, s.disconnect, err = connect(cfg.Kubernetes, s.requestFailed); err != nil {
+		x := newIndex(cfg.Kubernetes.DeletedKept, cfg.Kubernetes.DeletedMax)
+		if client, x.configured, s.disconnect, err = connect(cfg.Kubernetes, s.requestFailed); err != nil {
 			return nil, err
 		}
-		x := newIndex(cfg.Kubernetes.DeletedKept, cfg.Kubernetes.DeletedMax)
-		if s.watcher, err = newWatcher(client, x, rt.Log); err != nil {
+		if s.watcher, err = newWatcher(client, cfg.Kubernetes, x, rt.Log); err != nil {
 			return nil, err
 		}
 		s.meta = &metadata{index: x, cluster: schemas.Token(cfg.Cluster), synced: s.watcher.synced}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -13,9 +15,6 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
-	appsv1 "k8s.io/api/apps/v1"
-	batchv1 "k8s.io/api/batch/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/informers"
@@ -32,25 +31,51 @@ const expireInterval = 30 * time.Second
 
 // connect makes a client of the API that the configuration names. It talks to
 // nobody yet. failed is told of every request without an answer ("none") or
-// with an error's status; disconnect closes connections that are idle.
-func connect(cfg KubernetesConfig, failed func(status string, err error)) (client kubernetes.Interface, disconnect func(), err error) {
+// with an error's status; disconnect closes connections that are idle. at is
+// where the API server is, if the configuration has its address.
+func connect(cfg KubernetesConfig, failed func(status string, err error)) (client kubernetes.Interface, at apiAddress, disconnect func(), err error) {
 	rc, err := restConfig(cfg)
 	if err != nil {
-		return nil, nil, err
+		return nil, at, nil, err
 	}
+	at = apiAddressOf(rc.Host)
 	rc.Wrap(func(rt http.RoundTripper) http.RoundTripper { return &watched{rt, failed} })
 	rc.UserAgent = "picket-enricher"
 	// A tenth of the bytes and of the work of JSON.
 	rc.AcceptContentTypes, rc.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
 	hc, err := rest.HTTPClientFor(rc)
 	if err != nil {
-		return nil, nil, fmt.Errorf("kubernetes client: %w", err)
+		return nil, at, nil, fmt.Errorf("kubernetes client: %w", err)
 	}
 	client, err = kubernetes.NewForConfigAndClient(rc, hc)
 	if err != nil {
-		return nil, nil, fmt.Errorf("kubernetes client: %w", err)
+		return nil, at, nil, fmt.Errorf("kubernetes client: %w", err)
 	}
-	return client, func() { utilnet.CloseIdleConnectionsFor(hc.Transport) }, nil
+	return client, at, func() { utilnet.CloseIdleConnectionsFor(hc.Transport) }, nil
+}
+
+// apiAddressOf returns address and port of a server's URL or host:port; nothing
+// where it has a name.
+func apiAddressOf(host string) (at apiAddress) {
+	u, err := url.Parse(host)
+	if err != nil || u.Host == "" {
+		if u, err = url.Parse("https://" + host); err != nil {
+			return at
+		}
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	if err != nil {
+		return at
+	}
+	at.address, at.port = ip.As16(), 443
+	if u.Port() != "" {
+		port, err := strconv.ParseUint(u.Port(), 10, 16)
+		if err != nil {
+			return apiAddress{}
+		}
+		at.port = uint16(port)
+	}
+	return at
 }
 
 // watched reports failed requests. Informers say nothing of an API server that
@@ -110,32 +135,39 @@ type informer struct {
 }
 
 // newWatcher prepares informers on client; run starts them.
-func newWatcher(client kubernetes.Interface, x *index, log *slog.Logger) (*watcher, error) {
+func newWatcher(client kubernetes.Interface, cfg KubernetesConfig, x *index, log *slog.Logger) (*watcher, error) {
 	w := &watcher{index: x, log: log}
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trim))
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(newReader(cfg).trim))
+	apps, core, jobs := f.Apps().V1(), f.Core().V1(), f.Batch().V1()
+	setOwner := func(o *ownerObject) { x.setOwner(o.uid, o.controller) }
+	deleteOwner := func(o *ownerObject) { x.deleteOwner(o.uid) }
 	err := errors.Join(
-		watch(w, "pods", f.Core().V1().Pods().Informer(), func(p *corev1.Pod) { x.setPod(toPod(p)) }, x.deletePod),
-		watch(w, "replicasets", f.Apps().V1().ReplicaSets().Informer(), func(o *appsv1.ReplicaSet) { x.setOwner(string(o.UID), controllerOf(&o.ObjectMeta)) }, x.deleteOwner),
-		watch(w, "jobs", f.Batch().V1().Jobs().Informer(), func(o *batchv1.Job) { x.setOwner(string(o.UID), controllerOf(&o.ObjectMeta)) }, x.deleteOwner),
-		watch(w, "services", f.Core().V1().Services().Informer(), func(s *corev1.Service) {
-			x.setOther(string(s.UID), "service", s.Namespace+"/"+s.Name, createdAt(&s.ObjectMeta), serviceAddresses(s))
-		}, x.deleteOther),
-		watch(w, "nodes", f.Core().V1().Nodes().Informer(), func(n *corev1.Node) {
-			x.setOther(string(n.UID), "node", n.Name, createdAt(&n.ObjectMeta), nodeAddresses(n))
-		}, x.deleteOther),
-		watch(w, "namespaces", f.Core().V1().Namespaces().Informer(), func(n *corev1.Namespace) {
-			if n.Name == metav1.NamespaceSystem {
-				uid := string(n.UID)
-				w.cluster.Store(&uid)
+		watch(w, "pods", core.Pods().Informer(), x.setPod, func(p *pod) { x.deletePod(p.uid) }),
+		watch(w, "replicasets", apps.ReplicaSets().Informer(), setOwner, deleteOwner),
+		watch(w, "deployments", apps.Deployments().Informer(), setOwner, deleteOwner),
+		watch(w, "statefulsets", apps.StatefulSets().Informer(), setOwner, deleteOwner),
+		watch(w, "daemonsets", apps.DaemonSets().Informer(), setOwner, deleteOwner),
+		watch(w, "jobs", jobs.Jobs().Informer(), setOwner, deleteOwner),
+		watch(w, "cronjobs", jobs.CronJobs().Informer(), setOwner, deleteOwner),
+		watch(w, "services", core.Services().Informer(), func(s *serviceObject) {
+			x.setOther(s.uid, kindService, s.key(), s.created, s.addresses)
+		}, func(s *serviceObject) { x.deleteOther(s.uid) }),
+		watch(w, "endpointslices", f.Discovery().V1().EndpointSlices().Informer(), x.setSlice, x.deleteSlice),
+		watch(w, "nodes", core.Nodes().Informer(), x.setNode, x.deleteNode),
+		watch(w, "serviceaccounts", core.ServiceAccounts().Informer(), x.setAccount, func(*accountObject) {}),
+		watch(w, "namespaces", core.Namespaces().Informer(), func(n *namespaceObject) {
+			x.setNamespace(n)
+			if n.name == metav1.NamespaceSystem {
+				w.cluster.Store(&n.uid)
 			}
-		}, func(string) {}),
+		}, func(*namespaceObject) {}),
 	)
 	return w, err
 }
 
-// watch has an informer's objects handed to set, and the UIDs of deleted ones
-// to remove; both from one goroutine.
-func watch[T metav1.Object](w *watcher, kind string, inf cache.SharedIndexInformer, set func(T), remove func(uid string)) error {
+// watch has an informer's objects handed to set, and deleted ones to remove;
+// both from one goroutine.
+func watch[T interface{ id() string }](w *watcher, kind string, inf cache.SharedIndexInformer, set, remove func(T)) error {
 	put := func(obj any) {
 		if o, ok := obj.(T); ok {
 			set(o)
@@ -148,8 +180,8 @@ func watch[T metav1.Object](w *watcher, kind string, inf cache.SharedIndexInform
 			// its name comes as one update.
 			b, ok1 := before.(T)
 			n, ok2 := now.(T)
-			if ok1 && ok2 && b.GetUID() != n.GetUID() {
-				remove(string(b.GetUID()))
+			if ok1 && ok2 && b.id() != n.id() {
+				remove(b)
 			}
 			put(now)
 		},
@@ -158,7 +190,7 @@ func watch[T metav1.Object](w *watcher, kind string, inf cache.SharedIndexInform
 				obj = gone.Obj // its last state that was seen
 			}
 			if o, ok := obj.(T); ok {
-				remove(string(o.GetUID()))
+				remove(o)
 			}
 		},
 	})

@@ -238,7 +238,9 @@ func encode(joined *batch.Batch) (parts []batch.Encoded, leftOut string, err err
 
 var notJoined = columnsByClass(func(f *schemas.Field) bool { return !f.Enriched })
 
-var withoutLabels = columnsByClass(func(f *schemas.Field) bool { return f != schemas.PodLabels.Field() })
+var withoutLabels = columnsByClass(func(f *schemas.Field) bool {
+	return f != schemas.PodLabels.Field() && f != schemas.PodAnnotations.Field() && f != schemas.NamespaceLabels.Field()
+})
 
 // columnsByClass returns the columns of each class that pass keep.
 func columnsByClass(keep func(*schemas.Field) bool) map[schemas.Class][]schemas.FieldID {
