@@ -113,9 +113,11 @@ func buckets(l Limits) []jetstream.KeyValueConfig {
 	}
 	rules := kv(schemas.BucketRules, "Rule pack of the fleet, in its last revisions.", 0)
 	rules.History, rules.MaxValueSize = schemas.RulePackRevisions, schemas.MaxRulePackBytes+16<<10
+	metadata := kv(schemas.BucketMetadata, "Kubernetes metadata that the enrichers share.", 0)
+	metadata.LimitMarkerTTL = time.Minute // deleted objects have a time of their own
 	return []jetstream.KeyValueConfig{
 		rules,
-		kv(schemas.BucketMetadata, "Kubernetes metadata known to the enricher.", 0),
+		metadata,
 		kv(schemas.BucketCheckpoints, "Positions of audit sources.", 0),
 		kv(schemas.BucketState, "Inserts under way, correlation state.", 7*24*time.Hour),
 		kv(schemas.BucketControl, "Selections, one key per sensor.", 0),

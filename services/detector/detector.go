@@ -159,6 +159,10 @@ func (d *detector) consume(ctx context.Context) error {
 			d.settle(m, err)
 			return
 		}
+		if b.Class() == schemas.Correction {
+			wg.Go(func() { d.settle(m, d.correct(m.Data())) })
+			return
+		}
 		d.useRules(d.keeper.set())
 		d.metrics.events.WithLabelValues(b.Class().String()).Add(float64(b.Rows()))
 		d.selector.observe(b)
@@ -210,23 +214,30 @@ func (d *detector) publish(found []*schemas.Finding, again bool) error {
 		if err := d.room.Acquire(context.Background(), int64(n)); err != nil {
 			return err // the context does not end
 		}
-		err := d.publishSome(found[:n], again)
+		sequences, err := d.publishSome(found[:n], again)
 		d.room.Release(int64(n))
 		if err != nil {
 			return err
+		}
+		for i, f := range found[:n] {
+			if err := d.corrigible(f, sequences[i]); err != nil {
+				return err
+			}
 		}
 		found = found[n:]
 	}
 	return nil
 }
 
-// publishSome publishes findings together and waits for all of them.
-func (d *detector) publishSome(found []*schemas.Finding, again bool) error {
+// publishSome publishes findings together and waits for all of them. It returns
+// where on PICKET_ALERTS they are.
+func (d *detector) publishSome(found []*schemas.Finding, again bool) (sequences []uint64, err error) {
+	sequences = make([]uint64, len(found))
 	futures := make([]jetstream.PubAckFuture, len(found))
 	for i, f := range found {
 		data, err := alert.Encode(f)
 		if err != nil {
-			return fmt.Errorf("finding of rule %q: %w", f.Unmapped.Rule, err)
+			return nil, fmt.Errorf("finding of rule %q: %w", f.Unmapped.Rule, err)
 		}
 		msg := nats.NewMsg(alert.Subject(f))
 		msg.Data = data
@@ -235,16 +246,17 @@ func (d *detector) publishSome(found []*schemas.Finding, again bool) error {
 			msg.Header.Set(schemas.HeaderReplayed, "1")
 		}
 		if futures[i], err = d.bus.JS.PublishMsgAsync(msg, jetstream.WithMsgID(alert.MessageID(f)), jetstream.WithExpectStream(schemas.StreamAlerts)); err != nil {
-			return fmt.Errorf("publish finding: %w", err)
+			return nil, fmt.Errorf("publish finding: %w", err)
 		}
 	}
 	var errs []error
 	for i, f := range found {
 		select {
 		case ack := <-futures[i].Ok():
+			sequences[i] = ack.Sequence
 			if !ack.Duplicate {
 				d.metrics.alerts.WithLabelValues(f.Unmapped.Rule, f.SeverityID.String()).Inc()
-				if f.Unmapped.Correlation == nil { // of those correlator tells
+				if f.Unmapped.Correlation == nil && f.Metadata.Sequence == 1 { // of those correlator tells
 					d.metrics.latency.Observe(time.Since(f.Unmapped.Time).Seconds())
 				}
 			}
@@ -253,7 +265,7 @@ func (d *detector) publishSome(found []*schemas.Finding, again bool) error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("publish findings: %w", err)
+		return nil, fmt.Errorf("publish findings: %w", err)
 	}
-	return nil
+	return sequences, nil
 }

@@ -83,6 +83,15 @@ type target struct {
 	identity                           string
 	container                          container
 	unknownContainer                   bool // the pod is known, the container not
+
+	// Names of the event's cluster and node, where more may be known of it later.
+	cluster, nodeName string
+}
+
+// later reports whether more may be known of the actor when the API server has
+// shown its pod, or its container.
+func (t *target) later() bool {
+	return t.outcome == outcomeUnknown || t.outcome == outcomeNotSynced || t.outcome == outcomeResolved && t.unknownContainer && t.container.name == ""
 }
 
 // New returns an Enricher without a cluster: events of the host are marked as
@@ -223,7 +232,7 @@ func (e *Enricher) resolve(b *batch.Batch, cluster, node string) {
 		t := &e.targets[i]
 		var p *pod
 		if covered {
-			p = e.meta.find(t.podUID, t.containerID)
+			p = e.meta.running(t.podUID, t.containerID)
 		}
 		switch {
 		case p == nil && t.podUID == "":
@@ -234,30 +243,65 @@ func (e *Enricher) resolve(b *batch.Batch, cluster, node string) {
 			t.outcome = outcomeNotSynced
 		case p == nil:
 			t.outcome = outcomeUnknown
-		case !audit && !strings.EqualFold(p.node, node):
-			// One node cannot speak for another's pods.
-			t.outcome = outcomeForeignNode
-		default:
+		case e.meta.describe(t, p, node, b.Str(schemas.ContainerName, t.firstRow), audit):
 			t.outcome = outcomeResolved
-			t.podName, t.namespace, t.serviceAccount, t.labels, t.annotations = p.name, p.namespace, p.serviceAccount, p.labels, p.annotations
-			t.workloadKind, t.workloadName = e.meta.workload(p)
-			t.ownerKind, t.ownerName = e.meta.owner(p)
-			t.ofNamespace, t.identity = e.meta.labels[p.namespace], e.meta.identity(p)
-			if c := p.instance(t.containerID); c != nil {
-				t.container = *c
-			} else if c := p.specOf(b.Str(schemas.ContainerName, t.firstRow)); c != nil && t.containerID != "" {
-				// The kubelet has not reported it yet; the runtime says which it is.
-				t.container = *c
-			}
-			t.unknownContainer = t.containerID != "" && t.container.name == ""
+		default:
+			t.outcome = outcomeForeignNode
 		}
 		if !audit && t.outcome != outcomeForeignNode {
 			t.sensed(b)
+		}
+		if t.later() {
+			t.cluster, t.nodeName = b.Str(schemas.Cluster, t.firstRow), node
+			if audit {
+				t.nodeName = ""
+			}
 		}
 		if audit && t.podUID != "" && t.outcome != outcomeResolved {
 			t.podName, t.namespace, t.serviceAccount = tokenPod(b, t.firstRow)
 		}
 	}
+}
+
+// describe takes what is known of a pod. It returns false if the pod runs on
+// another node than the event's: one node cannot speak for another's pods. name
+// is the container's, if its runtime tells. It needs the read lock.
+func (m *metadata) describe(t *target, p *pod, node, name string, audit bool) bool {
+	if !audit && !strings.EqualFold(p.node, node) {
+		return false
+	}
+	t.podName, t.namespace, t.serviceAccount, t.labels, t.annotations = p.name, p.namespace, p.serviceAccount, p.labels, p.annotations
+	t.workloadKind, t.workloadName = m.workload(p)
+	t.ownerKind, t.ownerName = m.owner(p)
+	t.ofNamespace, t.identity = m.labels[p.namespace], m.identity(p)
+	if c := p.instance(t.containerID); c != nil {
+		t.container = *c
+	} else if c := p.specOf(name); c != nil && t.containerID != "" {
+		// The kubelet has not reported it yet; the runtime says which it is.
+		t.container = *c
+	}
+	t.unknownContainer = t.containerID != "" && t.container.name == ""
+	return true
+}
+
+// write sets the columns that say what the actor is.
+func (t *target) write(out *batch.Builder) {
+	out.Str(schemas.PodName, t.podName)
+	out.Str(schemas.Namespace, t.namespace)
+	out.Str(schemas.ServiceAccount, t.serviceAccount)
+	out.Str(schemas.WorkloadKind, t.workloadKind)
+	out.Str(schemas.WorkloadName, t.workloadName)
+	out.Str(schemas.OwnerKind, t.ownerKind)
+	out.Str(schemas.OwnerName, t.ownerName)
+	out.Pairs(schemas.PodLabels, t.labels)
+	out.Pairs(schemas.PodAnnotations, t.annotations)
+	out.Pairs(schemas.NamespaceLabels, t.ofNamespace)
+	out.Str(schemas.CloudIdentity, t.identity)
+	out.Str(schemas.K8sContainerName, t.container.name)
+	out.Str(schemas.ContainerImage, t.container.image)
+	out.Str(schemas.ContainerImageTag, t.container.tag)
+	out.Str(schemas.ContainerImageHash, t.container.digest)
+	out.Bool(schemas.ContainerPriv, t.container.privileged)
 }
 
 // sensed takes what the container runtime says, by the sensor, where Kubernetes
@@ -321,22 +365,7 @@ func (e *Enricher) fill(b *batch.Batch, cluster, node string) *batch.Builder {
 			e.last.unknownContainer++
 		}
 		out.Str(schemas.Join, t.outcome.join())
-		out.Str(schemas.PodName, t.podName)
-		out.Str(schemas.Namespace, t.namespace)
-		out.Str(schemas.ServiceAccount, t.serviceAccount)
-		out.Str(schemas.WorkloadKind, t.workloadKind)
-		out.Str(schemas.WorkloadName, t.workloadName)
-		out.Str(schemas.OwnerKind, t.ownerKind)
-		out.Str(schemas.OwnerName, t.ownerName)
-		out.Pairs(schemas.PodLabels, t.labels)
-		out.Str(schemas.K8sContainerName, t.container.name)
-		out.Str(schemas.ContainerImage, t.container.image)
-		out.Str(schemas.ContainerImageTag, t.container.tag)
-		out.Str(schemas.ContainerImageHash, t.container.digest)
-		out.Bool(schemas.ContainerPriv, t.container.privileged)
-		out.Pairs(schemas.PodAnnotations, t.annotations)
-		out.Pairs(schemas.NamespaceLabels, t.ofNamespace)
-		out.Str(schemas.CloudIdentity, t.identity)
+		t.write(out)
 		out.Str(schemas.NodeZone, at.zone)
 		out.Str(schemas.NodeRegion, at.region)
 		out.Str(schemas.NodeType, at.instanceType)
@@ -384,7 +413,7 @@ func (e *Enricher) missing(b *batch.Batch, cluster string) []wanted {
 	uids := c.Dictionary().(*array.String)
 	known := true
 	for i := range uids.Len() {
-		known = known && (uids.Value(i) == "" || e.meta.find(uids.Value(i), "") != nil)
+		known = known && (uids.Value(i) == "" || e.meta.running(uids.Value(i), "") != nil)
 	}
 	if known {
 		return nil
@@ -392,7 +421,7 @@ func (e *Enricher) missing(b *batch.Batch, cluster string) []wanted {
 	e.actors(b)
 	var out []wanted
 	for _, t := range e.targets {
-		if t.podUID != "" && e.meta.find(t.podUID, t.containerID) == nil {
+		if t.podUID != "" && e.meta.running(t.podUID, t.containerID) == nil {
 			out = append(out, wanted{strings.Clone(t.podUID), strings.Clone(t.containerID)})
 		}
 	}

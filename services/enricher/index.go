@@ -209,7 +209,7 @@ func (x *index) setPod(p *pod) {
 	if old != nil {
 		had = old.addresses
 	}
-	x.setHolder(holder{uid: p.uid, kind: kindPod, name: x.podKey(old, p), since: p.since}, had, has)
+	x.setHolder(holder{uid: p.uid, kind: kindPod, name: x.podKey(old, p), since: p.since}, had, has, time.Now())
 	x.Unlock()
 	x.changed.signal()
 }
@@ -246,8 +246,44 @@ func mergeInstances(now, before []instance) (kept, dropped []instance) {
 	return now[:n], now[n:]
 }
 
+// set takes an object's newest state; the index may add to a pod.
+func (x *index) set(o kept) {
+	switch o := o.(type) {
+	case *pod:
+		x.setPod(o)
+	case *ownerObject:
+		x.setOwner(o.uid, o.controller)
+	case *nodeObject:
+		x.setNode(o)
+	case *serviceObject:
+		x.setOther(o.uid, kindService, o.key(), o.created, o.addresses)
+	case *sliceObject:
+		x.setSlice(o)
+	case *namespaceObject:
+		x.setNamespace(o)
+	case *accountObject:
+		x.setAccount(o)
+	}
+}
+
+// remove marks an object as deleted at that time. Labels of namespaces and
+// identities of service accounts stay: their pods are deleted before and after
+// them, and one of the same name replaces it.
+func (x *index) remove(o kept, at time.Time) {
+	switch o := o.(type) {
+	case *pod:
+		x.deletePod(o.uid, at)
+	case *ownerObject:
+		x.deleteOwner(o.uid, at)
+	case *nodeObject, *serviceObject:
+		x.deleteOther(o.id(), at)
+	case *sliceObject:
+		x.deleteSlice(o, at)
+	}
+}
+
 // deletePod marks a pod as deleted; it stays known for a time.
-func (x *index) deletePod(uid string) {
+func (x *index) deletePod(uid string, at time.Time) {
 	x.Lock()
 	defer x.Unlock()
 	old := x.pods[uid]
@@ -257,8 +293,8 @@ func (x *index) deletePod(uid string) {
 	p := *old
 	p.deleted = true
 	x.pods[uid] = &p
-	x.setHolder(holder{uid: uid}, p.addresses, nil)
-	x.bury(grave{kind: gravePod, uid: uid})
+	x.setHolder(holder{uid: uid}, p.addresses, nil, at)
+	x.bury(grave{kind: gravePod, uid: uid}, at)
 }
 
 // setOwner takes the controller of what controls pods.
@@ -269,12 +305,12 @@ func (x *index) setOwner(uid string, controller ref) {
 }
 
 // deleteOwner marks what controls pods as deleted.
-func (x *index) deleteOwner(uid string) {
+func (x *index) deleteOwner(uid string, at time.Time) {
 	x.Lock()
 	defer x.Unlock()
 	if o := x.owners[uid]; o != nil && !o.deleted {
 		o.deleted = true
-		x.bury(grave{kind: graveOwner, uid: uid})
+		x.bury(grave{kind: graveOwner, uid: uid}, at)
 	}
 }
 
@@ -286,18 +322,18 @@ func (x *index) setOther(uid, kind, name string, since int64, addresses []addres
 	if o := x.others[uid]; o != nil {
 		had = o.addresses
 	}
-	x.setHolder(holder{uid: uid, kind: kind, name: name, since: since}, had, addresses)
+	x.setHolder(holder{uid: uid, kind: kind, name: name, since: since}, had, addresses, time.Now())
 	x.others[uid] = &other{addresses: addresses}
 }
 
 // deleteOther marks a service or node as deleted.
-func (x *index) deleteOther(uid string) {
+func (x *index) deleteOther(uid string, at time.Time) {
 	x.Lock()
 	defer x.Unlock()
 	if o := x.others[uid]; o != nil && !o.deleted {
 		o.deleted = true
-		x.setHolder(holder{uid: uid}, o.addresses, nil)
-		x.bury(grave{kind: graveOther, uid: uid})
+		x.setHolder(holder{uid: uid}, o.addresses, nil, at)
+		x.bury(grave{kind: graveOther, uid: uid}, at)
 	}
 }
 
@@ -310,10 +346,6 @@ func (x *index) setNode(n *nodeObject) {
 	x.setRanges(x.places[token], n)
 	x.places[token] = n
 }
-
-// deleteNode marks a node as deleted. Where it is and what it is stays known
-// with its addresses.
-func (x *index) deleteNode(n *nodeObject) { x.deleteOther(n.uid) }
 
 // setRanges counts the address ranges of the nodes' pods.
 func (x *index) setRanges(before, now *nodeObject) {
@@ -370,9 +402,7 @@ func (x *index) setNamespace(n *namespaceObject) {
 	}
 }
 
-// setAccount takes a service account's cloud identity. It stays known when the
-// service account is deleted: its pods are deleted after it, and their events
-// come after them. One of the same name replaces it.
+// setAccount takes a service account's cloud identity.
 func (x *index) setAccount(a *accountObject) {
 	x.Lock()
 	defer x.Unlock()
@@ -387,22 +417,21 @@ func (x *index) setAccount(a *accountObject) {
 func (x *index) setSlice(s *sliceObject) {
 	x.Lock()
 	defer x.Unlock()
-	x.replaceSlice(x.slices[s.uid], s)
+	x.replaceSlice(x.slices[s.uid], s, time.Now().UnixNano())
 	x.slices[s.uid] = s
 }
 
 // deleteSlice ends what an EndpointSlice said.
-func (x *index) deleteSlice(s *sliceObject) {
+func (x *index) deleteSlice(s *sliceObject, at time.Time) {
 	x.Lock()
 	defer x.Unlock()
-	x.replaceSlice(x.slices[s.uid], nil)
+	x.replaceSlice(x.slices[s.uid], nil, at.UnixNano())
 	delete(x.slices, s.uid)
 }
 
 // replaceSlice ends the memberships of a former state that the new one does
 // not have, and begins those that it adds.
-func (x *index) replaceSlice(before, now *sliceObject) {
-	at := time.Now().UnixNano()
+func (x *index) replaceSlice(before, now *sliceObject, at int64) {
 	if before != nil {
 		for _, uid := range before.pods {
 			ms := x.members[uid]
@@ -464,7 +493,7 @@ func (x *index) dropMemberships(pod, slice string) {
 }
 
 // setHolder gives h the addresses it has and ends its hold on those it had.
-func (x *index) setHolder(h holder, had, has []address) {
+func (x *index) setHolder(h holder, had, has []address, at time.Time) {
 	for _, a := range has {
 		hs := x.holders[a]
 		if i := slices.IndexFunc(hs, func(o holder) bool { return o.uid == h.uid }); i >= 0 {
@@ -475,15 +504,14 @@ func (x *index) setHolder(h holder, had, has []address) {
 		slices.SortStableFunc(hs, func(p, q holder) int { return cmp.Compare(q.since, p.since) })
 		x.holders[a] = hs[:min(len(hs), maxAddressHolders)]
 	}
-	now := time.Now().UnixNano()
 	for _, a := range had {
 		if slices.Contains(has, a) {
 			continue
 		}
 		for i := range x.holders[a] {
 			if o := &x.holders[a][i]; o.uid == h.uid && o.until == 0 {
-				o.until = now
-				x.bury(grave{kind: graveAddress, uid: h.uid, address: a})
+				o.until = at.UnixNano()
+				x.bury(grave{kind: graveAddress, uid: h.uid, address: a}, at)
 				break
 			}
 		}
@@ -492,11 +520,10 @@ func (x *index) setHolder(h holder, had, has []address) {
 
 // bury notes something deleted, and forgets what was deleted long ago or is
 // too much.
-func (x *index) bury(g grave) {
-	now := time.Now()
-	g.until = now.Add(x.keep)
+func (x *index) bury(g grave, at time.Time) {
+	g.until = at.Add(x.keep)
 	x.graves = append(x.graves, g)
-	x.forget(now)
+	x.forget(time.Now())
 }
 
 // expire forgets what was deleted long ago.
@@ -575,12 +602,21 @@ func (x *index) find(podUID, containerID string) *pod {
 	return nil
 }
 
+// running is find for the pod of a process. A pod without a node is none: what
+// is known of it is from before it ran.
+func (x *index) running(podUID, containerID string) *pod {
+	if p := x.find(podUID, containerID); p != nil && p.node != "" {
+		return p
+	}
+	return nil
+}
+
 // knowsAll reports whether all these pods are known.
 func (x *index) knowsAll(ws []wanted) bool {
 	x.RLock()
 	defer x.RUnlock()
 	for _, w := range ws {
-		if x.find(w.podUID, w.containerID) == nil {
+		if x.running(w.podUID, w.containerID) == nil {
 			return false
 		}
 	}

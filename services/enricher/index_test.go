@@ -75,14 +75,14 @@ func TestDeletedIsKept(t *testing.T) {
 			instances: []instance{{"c2", container{name: "app"}}}, addresses: []address{ip(2)}}) // restarted, with another address
 		x.setOther("s", "service", "a/s", now, []address{ip(3)})
 		time.Sleep(time.Minute)
-		x.deletePod("u")
-		x.deletePod("u")
-		x.deleteOwner("rs")
-		x.deleteOwner("never seen")
-		x.deleteOther("s")
-		x.deleteNode(&nodeObject{head: head{uid: "n", name: "n.1"}})
-		x.deleteSlice(&sliceObject{head: head{uid: "sl"}})
-		x.deletePod("never seen")
+		x.deletePod("u", time.Now())
+		x.deletePod("u", time.Now())
+		x.deleteOwner("rs", time.Now())
+		x.deleteOwner("never seen", time.Now())
+		x.deleteOther("s", time.Now())
+		x.remove(&nodeObject{head: head{uid: "n", name: "n.1"}}, time.Now())
+		x.deleteSlice(&sliceObject{head: head{uid: "sl"}}, time.Now())
+		x.deletePod("never seen", time.Now())
 
 		time.Sleep(9*time.Minute + 59*time.Second)
 		x.expire()
@@ -117,7 +117,7 @@ func TestDeletedIsBounded(t *testing.T) {
 	for i := range 1000 {
 		uid := fmt.Sprint(i)
 		x.setPod(&pod{head: head{uid: uid}, instances: []instance{{"c" + uid, container{}}}, addresses: []address{ip(byte(i))}, since: int64(i)})
-		x.deletePod(uid)
+		x.deletePod(uid, time.Now())
 	}
 	if len(x.graves) != 100 || len(x.pods) > 100 || len(x.containers) != len(x.pods) || len(x.holders) > 100 {
 		t.Errorf("%d graves, %d pods, %d containers, %d addresses", len(x.graves), len(x.pods), len(x.containers), len(x.holders))
@@ -138,9 +138,9 @@ func TestComesBack(t *testing.T) {
 			x.setOther("n", "node", "n1", 0, []address{ip(2)})
 		}
 		set()
-		x.deletePod("u")
-		x.deleteOwner("o")
-		x.deleteOther("n")
+		x.deletePod("u", time.Now())
+		x.deleteOwner("o", time.Now())
+		x.deleteOther("n", time.Now())
 		set()
 		time.Sleep(2 * time.Minute)
 		x.expire()
@@ -191,7 +191,7 @@ func TestStaticHash(t *testing.T) {
 	if p := x.find("mirror", ""); p.uid != "mirror" {
 		t.Error("a hash must not hide a pod's own UID")
 	}
-	x.deletePod("mirror")
+	x.deletePod("mirror", time.Now())
 	x.setPod(&pod{head: head{uid: "mirror2"}, hash: "h", created: 300})
 	if p := x.find("h", ""); p.uid != "mirror2" {
 		t.Errorf("hash leads to %s", p.uid)
@@ -216,7 +216,7 @@ func TestPeer(t *testing.T) {
 		sleepTo(110)
 		set("b", at(110), false)
 		sleepTo(200)
-		x.deletePod("b")
+		x.deletePod("b", time.Now())
 		sleepTo(210)
 		set("c", at(210), false)
 		x.setOther("svc", "service", "ns/svc", at(0), []address{ip(2)})

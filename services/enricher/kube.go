@@ -119,8 +119,9 @@ func restConfig(cfg KubernetesConfig) (*rest.Config, error) {
 
 // watcher keeps an index up to date from the API server.
 type watcher struct {
-	index *index
-	log   *slog.Logger
+	index  *index
+	shared *shared // nil: there are no other replicas
+	log    *slog.Logger
 
 	informers []informer
 	complete  atomic.Bool
@@ -128,50 +129,50 @@ type watcher struct {
 }
 
 type informer struct {
-	kind string
+	name string // of the resource
+	of   kind
 	cache.SharedIndexInformer
 	// fed reports whether the index has everything of the first list.
 	fed cache.InformerSynced
 }
 
 // newWatcher prepares informers on client; run starts them.
-func newWatcher(client kubernetes.Interface, cfg KubernetesConfig, x *index, log *slog.Logger) (*watcher, error) {
+func newWatcher(client kubernetes.Interface, r *reader, x *index, log *slog.Logger) (*watcher, error) {
 	w := &watcher{index: x, log: log}
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(newReader(cfg).trim))
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(r.trim))
 	apps, core, jobs := f.Apps().V1(), f.Core().V1(), f.Batch().V1()
-	setOwner := func(o *ownerObject) { x.setOwner(o.uid, o.controller) }
-	deleteOwner := func(o *ownerObject) { x.deleteOwner(o.uid) }
 	err := errors.Join(
-		watch(w, "pods", core.Pods().Informer(), x.setPod, func(p *pod) { x.deletePod(p.uid) }),
-		watch(w, "replicasets", apps.ReplicaSets().Informer(), setOwner, deleteOwner),
-		watch(w, "deployments", apps.Deployments().Informer(), setOwner, deleteOwner),
-		watch(w, "statefulsets", apps.StatefulSets().Informer(), setOwner, deleteOwner),
-		watch(w, "daemonsets", apps.DaemonSets().Informer(), setOwner, deleteOwner),
-		watch(w, "jobs", jobs.Jobs().Informer(), setOwner, deleteOwner),
-		watch(w, "cronjobs", jobs.CronJobs().Informer(), setOwner, deleteOwner),
-		watch(w, "services", core.Services().Informer(), func(s *serviceObject) {
-			x.setOther(s.uid, kindService, s.key(), s.created, s.addresses)
-		}, func(s *serviceObject) { x.deleteOther(s.uid) }),
-		watch(w, "endpointslices", f.Discovery().V1().EndpointSlices().Informer(), x.setSlice, x.deleteSlice),
-		watch(w, "nodes", core.Nodes().Informer(), x.setNode, x.deleteNode),
-		watch(w, "serviceaccounts", core.ServiceAccounts().Informer(), x.setAccount, func(*accountObject) {}),
-		watch(w, "namespaces", core.Namespaces().Informer(), func(n *namespaceObject) {
-			x.setNamespace(n)
-			if n.name == metav1.NamespaceSystem {
-				w.cluster.Store(&n.uid)
-			}
-		}, func(*namespaceObject) {}),
+		watch[*pod](w, "pods", core.Pods().Informer()),
+		watch[*ownerObject](w, "replicasets", apps.ReplicaSets().Informer()),
+		watch[*ownerObject](w, "deployments", apps.Deployments().Informer()),
+		watch[*ownerObject](w, "statefulsets", apps.StatefulSets().Informer()),
+		watch[*ownerObject](w, "daemonsets", apps.DaemonSets().Informer()),
+		watch[*ownerObject](w, "jobs", jobs.Jobs().Informer()),
+		watch[*ownerObject](w, "cronjobs", jobs.CronJobs().Informer()),
+		watch[*serviceObject](w, "services", core.Services().Informer()),
+		watch[*sliceObject](w, "endpointslices", f.Discovery().V1().EndpointSlices().Informer()),
+		watch[*nodeObject](w, "nodes", core.Nodes().Informer()),
+		watch[*accountObject](w, "serviceaccounts", core.ServiceAccounts().Informer()),
+		watch[*namespaceObject](w, "namespaces", core.Namespaces().Informer()),
 	)
 	return w, err
 }
 
-// watch has an informer's objects handed to set, and deleted ones to remove;
-// both from one goroutine.
-func watch[T interface{ id() string }](w *watcher, kind string, inf cache.SharedIndexInformer, set, remove func(T)) error {
+// watch has an informer's objects, all of type T, brought into the index, and
+// told to other replicas; from one goroutine.
+func watch[T kept](w *watcher, name string, inf cache.SharedIndexInformer) error {
 	put := func(obj any) {
 		if o, ok := obj.(T); ok {
-			set(o)
+			w.index.set(o) // first: it adds to a pod what was known before
+			w.shared.show(o, false)
+			if n, ok := obj.(*namespaceObject); ok && n.name == metav1.NamespaceSystem {
+				w.cluster.Store(&n.uid)
+			}
 		}
+	}
+	remove := func(o T) {
+		w.index.remove(o, time.Now())
+		w.shared.show(o, true)
 	}
 	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: put,
@@ -195,20 +196,41 @@ func watch[T interface{ id() string }](w *watcher, kind string, inf cache.Shared
 		},
 	})
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", kind, err)
+		return fmt.Errorf("watch %s: %w", name, err)
 	}
 	last := time.Time{}
 	err = inf.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
 		if ctx.Err() == nil && time.Since(last) > time.Minute { // called from the informer's one goroutine
 			last = time.Now()
-			w.log.Warn("kubernetes watch broke off, trying again; what is known stays in use", "kind", kind, "error", err)
+			w.log.Warn("kubernetes watch broke off, trying again; what is known stays in use", "kind", name, "error", err)
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", kind, err)
+		return fmt.Errorf("watch %s: %w", name, err)
 	}
-	w.informers = append(w.informers, informer{kind, inf, reg.HasSynced})
+	w.informers = append(w.informers, informer{name, newObjectOf[T]().kind(), inf, reg.HasSynced})
 	return nil
+}
+
+func newObjectOf[T kept]() (none T) { return none }
+
+// listed returns the resource version that the informers of a kind have come
+// to, the lowest of several, and false before all of them have shown their
+// first list.
+func (w *watcher) listed(k kind) (version uint64, ok bool) {
+	for _, inf := range w.informers {
+		if inf.of != k {
+			continue
+		}
+		v, _ := strconv.ParseUint(inf.LastSyncResourceVersion(), 10, 64)
+		if !inf.fed() {
+			return 0, false
+		}
+		if !ok || v < version {
+			version, ok = v, true
+		}
+	}
+	return version, ok
 }
 
 // run watches until ctx ends. An API server that is away or refuses stops
@@ -242,7 +264,7 @@ func (w *watcher) unsynced() []string {
 	var out []string
 	for _, inf := range w.informers {
 		if !inf.fed() {
-			out = append(out, inf.kind)
+			out = append(out, inf.name)
 		}
 	}
 	return out

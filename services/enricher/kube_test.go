@@ -64,7 +64,7 @@ func startWatcher(t *testing.T, cfg KubernetesConfig) (*watcher, *index) {
 	}
 	x := newIndex(cfg.DeletedKept, cfg.DeletedMax)
 	x.configured = at
-	w, err := newWatcher(client, cfg, x, testLog(t))
+	w, err := newWatcher(client, newReader(cfg), x, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}

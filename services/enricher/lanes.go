@@ -2,6 +2,7 @@ package enricher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -68,6 +69,9 @@ func (s *server) lane(work context.Context, lane string) {
 // events, a permanent error when they cannot be joined, or work's end.
 func (s *server) do(work context.Context, m taken) error {
 	cluster, node, class, err := schemas.ParseRawSubject(m.Subject())
+	if err == nil && class == schemas.Correction {
+		err = errors.New("no sender corrects what was joined")
+	}
 	if err != nil {
 		return fault.Permanent("subject", err)
 	}
@@ -185,6 +189,7 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 			s.metrics.joined.WithLabelValues(class.String(), outcomeNames[o]).Add(float64(n))
 		}
 	}
+	s.corrector.note(e)
 	if n := e.last.unknownContainer; n > 0 {
 		s.metrics.unknownContainer.WithLabelValues(class.String()).Add(float64(n))
 	}
