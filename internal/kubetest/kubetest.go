@@ -24,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,6 +55,7 @@ type Server struct {
 	asked    map[string]bool  // "list pods", "watch pods"
 	changed  chan struct{}    // closed when something has changed
 	encoders map[string]runtime.Encoder
+	older    atomic.Bool
 }
 
 // kind is what there is of one kind of object.
@@ -273,13 +275,21 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.list(w, k, media)
 		return
 	}
+	initial := r.URL.Query().Get("sendInitialEvents") == "true"
+	if initial && s.older.Load() {
+		fail(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid)
+		return
+	}
 	from, err := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
-	if err != nil {
+	if err != nil && !initial {
 		fail(http.StatusBadRequest, metav1.StatusReasonBadRequest)
 		return
 	}
-	s.watch(w, r, k, media, from)
+	s.watch(w, r, k, media, from, initial)
 }
+
+// Older makes the server one that streams no lists, as Kubernetes before 1.32.
+func (s *Server) Older() { s.older.Store(true) }
 
 // listOf finds the list type of a resource among those that the API has.
 func listOf(group, version, resource string) metav1.TypeMeta {
@@ -322,13 +332,19 @@ func (s *Server) list(w http.ResponseWriter, k *kind, media string) {
 	_ = s.encode(list, media, w)
 }
 
-func (s *Server) watch(w http.ResponseWriter, r *http.Request, k *kind, media string, from int) {
+func (s *Server) watch(w http.ResponseWriter, r *http.Request, k *kind, media string, from int, initial bool) {
 	out := http.NewResponseController(w)
 	w.Header().Set("Content-Type", media)
 	if media == protobufType {
 		w.Header().Set("Content-Type", media+";stream=watch")
 	}
 	w.WriteHeader(http.StatusOK)
+	if initial {
+		var err error
+		if from, err = s.initial(w, k, media); err != nil {
+			return
+		}
+	}
 	for {
 		s.mu.Lock()
 		changed := s.changed
@@ -350,6 +366,34 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, k *kind, media st
 			return
 		}
 	}
+}
+
+// initial writes what there is as a watch does that is asked for it (KEP-3157),
+// and the bookmark after it; it returns the version to go on from.
+func (s *Server) initial(w io.Writer, k *kind, media string) (version int, err error) {
+	s.mu.Lock()
+	items := make([]Object, 0, len(k.objects))
+	for _, o := range k.objects {
+		items = append(items, o)
+	}
+	version = s.version
+	s.mu.Unlock()
+	for _, o := range items {
+		if err := s.event(w, change{event: "ADDED", object: o}, media); err != nil {
+			return 0, err
+		}
+	}
+	gvk := k.list.GroupVersionKind()
+	gvk.Kind = strings.TrimSuffix(gvk.Kind, "List")
+	o, err := scheme.Scheme.New(gvk)
+	if err != nil {
+		panic(err)
+	}
+	mark := o.(Object)
+	mark.GetObjectKind().SetGroupVersionKind(gvk)
+	mark.SetResourceVersion(strconv.Itoa(version))
+	mark.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
+	return version, s.event(w, change{event: "BOOKMARK", object: mark}, media)
 }
 
 // event writes an event of a watch; protobuf ones have their length before

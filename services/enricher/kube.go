@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/client-go/features"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -139,6 +140,16 @@ type informer struct {
 // newWatcher prepares informers on client; run starts them.
 func newWatcher(client kubernetes.Interface, r *reader, x *index, log *slog.Logger) (*watcher, error) {
 	w := &watcher{index: x, log: log}
+	// Objects come one by one and are trimmed one by one; a list would have all
+	// of them in memory, whole, at the start. A server that cannot (before
+	// Kubernetes 1.32) is asked for lists. It is client-go's setting for the process.
+	if gates, ok := features.FeatureGates().(interface {
+		Set(features.Feature, bool) error
+	}); ok {
+		if err := gates.Set(features.WatchListClient, true); err != nil {
+			return nil, fmt.Errorf("kubernetes client: %w", err)
+		}
+	}
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(r.trim))
 	apps, core, jobs := f.Apps().V1(), f.Core().V1(), f.Batch().V1()
 	err := errors.Join(

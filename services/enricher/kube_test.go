@@ -226,7 +226,14 @@ func TestRBAC(t *testing.T) {
 	if !w.waitSynced(t.Context(), 20*time.Second) {
 		t.Fatal(w.ready())
 	}
-	// A watch begins after its list.
+	if asked := strings.Join(api.Asked(), " "); strings.Contains(asked, "list ") {
+		t.Errorf("a server that streams lists was asked for: %s", asked)
+	}
+	api.Older()
+	w, _ = startWatcher(t, api.config())
+	if !w.waitSynced(t.Context(), 20*time.Second) {
+		t.Fatal(w.ready())
+	}
 	eventually(t, "all is watched", func() bool { return len(api.Asked()) == 2*len(w.informers) })
 	data, err := os.ReadFile("../../deploy/kubernetes/enricher/rbac.yaml")
 	if err != nil {
