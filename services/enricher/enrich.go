@@ -66,6 +66,8 @@ type Enricher struct {
 	rows     []uint16          // actor of each row
 	seen     map[uint64]uint16 // actor by dictionary entries of pod UID and container id
 	services []string          // scratch
+	decoder  batch.Decoder
+	encoder  batch.Encoder
 	last     stats
 }
 
@@ -413,7 +415,7 @@ func (e *Enricher) missing(b *batch.Batch, cluster string) []wanted {
 	uids := c.Dictionary().(*array.String)
 	known := true
 	for i := range uids.Len() {
-		known = known && (uids.Value(i) == "" || e.meta.running(uids.Value(i), "") != nil)
+		known = known && (uids.Value(i) == "" || e.meta.traced(uids.Value(i), "") != nil)
 	}
 	if known {
 		return nil
@@ -421,7 +423,7 @@ func (e *Enricher) missing(b *batch.Batch, cluster string) []wanted {
 	e.actors(b)
 	var out []wanted
 	for _, t := range e.targets {
-		if t.podUID != "" && e.meta.running(t.podUID, t.containerID) == nil {
+		if t.podUID != "" && e.meta.traced(t.podUID, t.containerID) == nil {
 			out = append(out, wanted{strings.Clone(t.podUID), strings.Clone(t.containerID)})
 		}
 	}

@@ -413,7 +413,7 @@ func TestEncodeLeavesOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	parts, leftOut, err := encode(joined)
+	parts, leftOut, err := new(Enricher).encode(joined)
 	if err != nil || len(parts) != 1 || leftOut != "labels" {
 		t.Fatalf("%d parts, left out %q: %v", len(parts), leftOut, err)
 	}

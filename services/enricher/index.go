@@ -201,15 +201,22 @@ func (x *index) setPod(p *pod) {
 			x.static[p.hash] = p.uid
 		}
 	}
-	var has []address
-	if !p.ended {
-		has = p.addresses
-	}
 	var had []address
 	if old != nil {
 		had = old.addresses
 	}
-	x.setHolder(holder{uid: p.uid, kind: kindPod, name: x.podKey(old, p), since: p.since}, had, has, time.Now())
+	h := holder{uid: p.uid, kind: kindPod, name: x.podKey(old, p), since: p.since}
+	switch {
+	case !p.ended:
+		x.setHolder(h, had, p.addresses, time.Now())
+	case old != nil && !old.ended:
+		// It may be shown with its address and as ended at once. Of one that
+		// ended before it was first shown nobody knows when.
+		x.setHolder(h, had, p.addresses, time.Now())
+		x.setHolder(h, p.addresses, nil, time.Now())
+	default:
+		x.setHolder(h, had, nil, time.Now())
+	}
 	x.Unlock()
 	x.changed.signal()
 }
@@ -300,8 +307,9 @@ func (x *index) deletePod(uid string, at time.Time) {
 // setOwner takes the controller of what controls pods.
 func (x *index) setOwner(uid string, controller ref) {
 	x.Lock()
-	defer x.Unlock()
 	x.owners[uid] = &owner{controller: controller}
+	x.Unlock()
+	x.changed.signal()
 }
 
 // deleteOwner marks what controls pods as deleted.
@@ -611,12 +619,26 @@ func (x *index) running(podUID, containerID string) *pod {
 	return nil
 }
 
-// knowsAll reports whether all these pods are known.
+// traced is running for a pod whose workload is known too: the ReplicaSet or Job
+// between them may be shown after the pod.
+func (x *index) traced(podUID, containerID string) *pod {
+	p := x.running(podUID, containerID)
+	if p == nil || x.owners[p.controller.uid] != nil || p.controller.uid == "" {
+		return p
+	}
+	switch {
+	case p.controller.kind == "Job", p.controller.kind == "ReplicaSet" && p.templateHash == "":
+		return nil
+	}
+	return p
+}
+
+// knowsAll reports whether all these pods and their workloads are known.
 func (x *index) knowsAll(ws []wanted) bool {
 	x.RLock()
 	defer x.RUnlock()
 	for _, w := range ws {
-		if x.running(w.podUID, w.containerID) == nil {
+		if x.traced(w.podUID, w.containerID) == nil {
 			return false
 		}
 	}
@@ -740,15 +762,36 @@ func during(at, since, until int64) bool {
 	return since-int64(peerSlack) <= at && (until == 0 || at <= until+int64(peerSlack))
 }
 
-// holderOf returns what had an address at a time, or nil.
+// holderOf returns what had an address at a time, or nil. An address may go
+// from one pod to the next within a second, and start times are cut to whole
+// ones: the newest that had begun for certain; else the oldest that may have,
+// because it has been there for longer; else what had it about then.
 func (x *index) holderOf(a address, at int64) *holder {
-	hs := x.holders[a]
+	hs := x.holders[a] // newest first
+	var may, about *holder
 	for i := range hs {
-		if during(at, hs[i].since, hs[i].until) {
-			return &hs[i]
+		h := &hs[i]
+		has := h.until == 0 || at <= h.until
+		switch {
+		case !during(at, h.since, h.until):
+		case at == 0 || has && h.since+int64(time.Second) <= at:
+			if may == nil || at == 0 {
+				return h
+			}
+			if h.until != 0 { // the newer one may have begun, this one had not ended
+				return h
+			}
+			return may
+		case has && h.since <= at:
+			may = h
+		case about == nil:
+			about = h
 		}
 	}
-	return nil
+	if may != nil {
+		return may
+	}
+	return about
 }
 
 // isAPIServer reports whether the API server was at an address and port.

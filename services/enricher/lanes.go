@@ -153,7 +153,7 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 			s.enrichers <- e
 		}
 	}()
-	b, err := decode(m.Data(), class)
+	b, err := e.decode(m.Data(), class)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 		if e, err = s.borrow(work); err != nil {
 			return nil, err
 		}
-		if b, err = decode(m.Data(), class); err != nil {
+		if b, err = e.decode(m.Data(), class); err != nil {
 			return nil, err
 		}
 	}
@@ -173,7 +173,7 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 	if err != nil {
 		return nil, err
 	}
-	parts, leftOut, err := encode(joined)
+	parts, leftOut, err := e.encode(joined)
 	if err != nil {
 		return nil, err
 	}
@@ -214,8 +214,8 @@ func (s *server) borrow(work context.Context) (*Enricher, error) {
 }
 
 // decode reads a raw batch of the class that its subject says.
-func decode(data []byte, class schemas.Class) (*batch.Batch, error) {
-	b, err := batch.Decode(data)
+func (e *Enricher) decode(data []byte, class schemas.Class) (*batch.Batch, error) {
+	b, err := e.decoder.Decode(data)
 	if err != nil {
 		return nil, err
 	}
@@ -230,14 +230,14 @@ func decode(data []byte, class schemas.Class) (*batch.Batch, error) {
 // is still too large, because the sender packed it tighter, is split. So the
 // number of messages follows from the raw batch alone, whatever is known of
 // its pods: doing it again gives the same ids for the same rows.
-func encode(joined *batch.Batch) (parts []batch.Encoded, leftOut string, err error) {
-	if parts, err = batch.Encode(joined); err == nil && len(parts) == 1 {
+func (e *Enricher) encode(joined *batch.Batch) (parts []batch.Encoded, leftOut string, err error) {
+	if parts, err = e.encoder.Encode(joined); err == nil && len(parts) == 1 {
 		return parts, "", nil
 	}
-	if parts, err = batch.Encode(joined.Select(withoutLabels[joined.Class()])); err == nil && len(parts) == 1 {
+	if parts, err = e.encoder.Encode(joined.Select(withoutLabels[joined.Class()])); err == nil && len(parts) == 1 {
 		return parts, "labels", nil
 	}
-	parts, err = batch.Encode(joined.Select(notJoined[joined.Class()]))
+	parts, err = e.encoder.Encode(joined.Select(notJoined[joined.Class()]))
 	return parts, "everything", err
 }
 

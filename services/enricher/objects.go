@@ -172,7 +172,14 @@ func (r *reader) controller(m *metav1.ObjectMeta) ref {
 	if c == nil {
 		return ref{}
 	}
-	return ref{kind: r.words.one(c.Kind), name: r.words.one(c.Name), uid: r.words.one(string(c.UID))}
+	out := ref{kind: r.words.one(c.Kind), name: r.words.one(c.Name), uid: r.words.one(string(c.UID))}
+	if group, _, _ := strings.Cut(c.APIVersion, "/"); group != "" && group != "v1" && group != appsv1.GroupName && group != batchv1.GroupName {
+		switch out.kind {
+		case "Job", "ReplicaSet":
+			out.uid = "" // another group's, which nobody will show
+		}
+	}
+	return out
 }
 
 func (r *reader) node(n *corev1.Node) *nodeObject {

@@ -172,6 +172,11 @@ func TestOwners(t *testing.T) {
 			t.Errorf("%T: %+v, %v", o, got, err)
 		}
 	}
+	volcano := owned(yes())
+	volcano.OwnerReferences[0].Kind, volcano.OwnerReferences[0].APIVersion = "Job", "batch.volcano.sh/v1alpha1"
+	if got := testReader().owner(&volcano); got.controller != (ref{"Job", "c", ""}) {
+		t.Errorf("a Job of another group: %+v", got)
+	}
 	m := owned(nil)
 	if got := testReader().owner(&m); got.controller != (ref{}) {
 		t.Errorf("an owner that is not the controller: %+v", got)

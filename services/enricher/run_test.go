@@ -47,12 +47,16 @@ type event struct {
 	user, extra                        string
 	name                               string // of the container, from its runtime
 	port                               uint32
+	id                                 [16]byte // of the event; made where it is zero
 }
 
 func build(c schemas.Class, rows ...event) *batch.Batch {
 	b := batch.NewBuilder(c, schemas.RawColumns(c))
 	for i, r := range rows {
-		b.Bytes16(schemas.EventID, schemas.Hash128(c.String(), strconv.Itoa(i)))
+		if r.id == ([16]byte{}) {
+			r.id = schemas.Hash128(c.String(), strconv.Itoa(i))
+		}
+		b.Bytes16(schemas.EventID, r.id)
 		b.Str(schemas.Action, "exec")
 		b.Str(schemas.Cluster, r.cluster)
 		b.Str(schemas.Node, r.node)
