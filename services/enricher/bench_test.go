@@ -129,6 +129,27 @@ func benchmarkEnrich(b *testing.B, rows int) {
 	}
 }
 
+// TestJoinAllocatesByBatch: what joining allocates does not grow with the
+// events of a batch, nor with what is known of their pods.
+func TestJoinAllocatesByBatch(t *testing.T) {
+	e := newEnricher(benchMetadata(30))
+	for _, c := range []schemas.Class{schemas.Process, schemas.Network} {
+		var allocs []float64
+		for _, rows := range []int{200, 4000} {
+			raw := typical(c, rows, 30)
+			allocs = append(allocs, testing.AllocsPerRun(20, func() {
+				if _, err := e.Enrich(raw, "test", "n1"); err != nil {
+					t.Fatal(err)
+				}
+			}))
+		}
+		t.Logf("%s: %.0f allocations for 200 events, %.0f for 4,000", c, allocs[0], allocs[1])
+		if allocs[1] > allocs[0]+5 {
+			t.Errorf("%s: %.0f allocations for 200 events, %.0f for 4,000", c, allocs[0], allocs[1])
+		}
+	}
+}
+
 // BenchmarkService measures the whole service on a NATS server on this
 // machine: from a raw batch of 100 events, published and acknowledged, to its
 // settlement. With one lane nothing is done in parallel.

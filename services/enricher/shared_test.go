@@ -117,6 +117,7 @@ func has(t *testing.T, b *bus.Bus, key string) bool {
 // knows what another had, with what was deleted before; it takes what the other
 // learns, and its own informers' word when they have one.
 func TestReplicaIsRightAtOnce(t *testing.T) {
+	t.Parallel()
 	cfg, b := startNATS(t)
 	api := startAPI(t, cluster()...)
 	cfg.Kubernetes = api.config()
@@ -172,6 +173,7 @@ func TestReplicaIsRightAtOnce(t *testing.T) {
 
 // TestReplicasWriteOnce: what several replicas are shown is written about once.
 func TestReplicasWriteOnce(t *testing.T) {
+	t.Parallel()
 	cfg, b := startNATS(t)
 	api := startAPI(t, cluster()...)
 	cfg.Kubernetes = api.config()
@@ -203,6 +205,7 @@ func TestReplicasWriteOnce(t *testing.T) {
 // TestGoneWhileAllWereAway: what was deleted while no replica ran is known as
 // deleted when the API server has been asked.
 func TestGoneWhileAllWereAway(t *testing.T) {
+	t.Parallel()
 	cfg, b := startNATS(t)
 	api := startAPI(t, cluster()...)
 	cfg.Kubernetes = api.config()
@@ -224,6 +227,7 @@ func TestGoneWhileAllWereAway(t *testing.T) {
 
 // TestDeletedLeavesTheBucket: a deleted object is there for deleted_kept.
 func TestDeletedLeavesTheBucket(t *testing.T) {
+	t.Parallel()
 	cfg, b := startNATS(t)
 	api := startAPI(t, cluster()...)
 	cfg.Kubernetes = api.config()
@@ -242,6 +246,7 @@ func TestDeletedLeavesTheBucket(t *testing.T) {
 // TestNewerFormat: a value of a newer version is left alone; a broken one is
 // counted and written anew.
 func TestNewerFormat(t *testing.T) {
+	t.Parallel()
 	cfg, b := startNATS(t)
 	api := startAPI(t, cluster()...)
 	cfg.Kubernetes = api.config()
