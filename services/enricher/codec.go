@@ -210,7 +210,9 @@ func (c *codec) u64(n *uint64) {
 func (c *codec) num(n *int64) {
 	v := uint64(*n)
 	c.u64(&v)
-	*n = int64(v)
+	if c.read { // what is written others may read
+		*n = int64(v)
+	}
 }
 
 func (c *codec) bool(b *bool) {
@@ -219,13 +221,17 @@ func (c *codec) bool(b *bool) {
 		v = 1
 	}
 	c.u64(&v)
-	*b = v != 0
+	if c.read {
+		*b = v != 0
+	}
 }
 
 func (c *codec) port(p *uint16) {
 	v := uint64(*p)
 	c.u64(&v)
-	*p = uint16(v)
+	if c.read {
+		*p = uint16(v)
+	}
 }
 
 // bytes returns the next n bytes, or nil where there are not so many.

@@ -254,12 +254,15 @@ func (s *shared) reconcile() {
 
 // write is a value to be written.
 type write struct {
-	uid    string
-	e      *entry
-	data   []byte
-	body   int
-	ttl    time.Duration
-	future jetstream.PubAckFuture
+	uid      string
+	kind     kind
+	e        *entry // what follows is its state when the value was made
+	version  uint64
+	revision uint64
+	sum      uint64
+	data     []byte
+	ttl      time.Duration // 0: it is not deleted
+	future   jetstream.PubAckFuture
 }
 
 // flush writes what the bucket does not have.
@@ -279,7 +282,7 @@ func (s *shared) flush(ctx context.Context) error {
 		r := record{e.object, e.object.meta().version, e.deleted}
 		data, body := r.encode(nil)
 		sum := xxh3.Hash(data[body:])
-		w := write{uid: uid, e: e, data: data, body: body}
+		w := write{uid: uid, kind: e.object.kind(), e: e, version: r.version, revision: e.revision, sum: sum, data: data}
 		if e.deleted != 0 {
 			w.ttl = max(time.Second, s.keep-now.Sub(time.Unix(0, e.deleted))).Round(time.Second)
 		}
@@ -336,9 +339,9 @@ func (s *shared) write(ctx context.Context, ws []write) error {
 	defer cancel()
 	for i := range ws {
 		w := &ws[i]
-		m := nats.NewMsg("$KV." + schemas.BucketMetadata + "." + s.prefix + string(rune(w.e.object.kind())) + "." + w.uid)
+		m := nats.NewMsg("$KV." + schemas.BucketMetadata + "." + s.prefix + string(rune(w.kind)) + "." + w.uid)
 		m.Data = w.data
-		opts := []jetstream.PublishOpt{jetstream.WithExpectLastSequencePerSubject(w.e.revision)}
+		opts := []jetstream.PublishOpt{jetstream.WithExpectLastSequencePerSubject(w.revision)}
 		if w.ttl > 0 {
 			opts = append(opts, jetstream.WithMsgTTL(w.ttl))
 		}
@@ -354,7 +357,9 @@ func (s *shared) write(ctx context.Context, ws []write) error {
 		case ack := <-w.future.Ok():
 			s.metrics.metadataWrites.Inc()
 			s.mu.Lock()
-			w.e.revision, w.e.stored, w.e.version, w.e.sum, w.e.gone = max(w.e.revision, ack.Sequence), true, w.e.object.meta().version, xxh3.Hash(w.data[w.body:]), w.ttl > 0
+			if e := w.e; e.revision <= ack.Sequence { // else another has written since
+				e.revision, e.stored, e.version, e.sum, e.gone = ack.Sequence, true, w.version, w.sum, w.ttl > 0
+			}
 			s.mu.Unlock() // it stays dirty: it may have changed meanwhile, which the next turn sees
 		case err := <-w.future.Err():
 			if api := (*jetstream.APIError)(nil); errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {

@@ -141,7 +141,7 @@ func TestShortPods(t *testing.T) {
 	sending.Wait()
 	right, unresolved, seen := 0, 0, 0
 	var wrong []string
-	collect(t, b, 30*time.Second, func(r received) bool {
+	collect(t, b, 2*time.Minute, func(r received) bool {
 		for i := range r.Rows() {
 			id, _ := r.Bytes16(schemas.EventID, i)
 			e, ours := want[schemas.FormatID(id)]
