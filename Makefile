@@ -111,6 +111,10 @@ bench-detector: build kube ## What evaluating an event costs, over a million rec
 	@scripts/install.sh bench
 	@$(GO) run ./test/bench-detector $(ARGS)
 
+.PHONY: bench-enricher
+bench-enricher: ## What a cluster of 10,000 pods costs the enricher, in memory and by event; ARGS='-check -rounds 3' for flags
+	@$(GO) run ./test/bench-enricher $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what was built
 	rm -rf bin

@@ -195,6 +195,10 @@ func DeadSubject(service string) string { return "picket.dead." + Token(service)
 // ControlKey is the key in BucketControl that a sensor reads.
 func ControlKey(cluster, node string) string { return kvToken(cluster) + "." + kvToken(node) }
 
+// MetadataKey is the key in BucketMetadata of what is known of a cluster's
+// object; rest is its kind and UID, "" gives the prefix of all.
+func MetadataKey(cluster, rest string) string { return kvToken(cluster) + "." + rest }
+
 // kvToken keeps what a KV key may hold: letters, digits, - _ / =.
 func kvToken(name string) string {
 	if name == "" {

@@ -72,6 +72,8 @@ var orderBy = map[Class]string{
 	DNS:     "cluster, k8s_namespace_name, action, toStartOfHour(time), dns_question_name, time",
 	Audit:   "cluster, audit_namespace, audit_verb, toStartOfHour(time), audit_resource, time",
 	Health:  "cluster, health_service, action, time",
+
+	Correction: "cluster, k8s_pod_uid, container_id, time",
 }
 
 // aliases are columns computed on reading, for people who query.
@@ -100,7 +102,7 @@ func CreateTable(c Class) string {
 	if c != Health {
 		b.WriteString("    INDEX event_id_bloom event_id TYPE bloom_filter(0.01) GRANULARITY 4,\n")
 	}
-	if node.Has(c) {
+	if node.Has(c) { // a correction is looked up by its sorting key
 		b.WriteString("    INDEX container_id_bloom container_id TYPE bloom_filter(0.01) GRANULARITY 4,\n")
 	}
 	s := strings.TrimSuffix(b.String(), ",\n") + "\n"
@@ -109,6 +111,61 @@ PARTITION BY batch_date
 ORDER BY (%s)
 TTL batch_date + INTERVAL %d DAY DELETE
 SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = %d`, orderBy[c], RetentionDays, DeduplicationWindow)
+}
+
+// View is the name of the view of a class's table in which what was not known
+// when an event was joined is filled in.
+func (c Class) View() string { return c.Table() + "_corrected" }
+
+// CreateViews returns the statements that make the views. They follow the
+// tables' columns: make them again when those change.
+func CreateViews() []string {
+	var out []string
+	for _, c := range Classes() {
+		if person.Has(c) {
+			out = append(out, createView(c))
+		}
+	}
+	return out
+}
+
+// createView fills in what the last correction says of an event's pod and
+// container: of an unresolved event everything, of another what it lacks.
+func createView(c Class) string {
+	var replaced, latest []string
+	for _, id := range TableColumns(c) {
+		f := id.Field()
+		if !f.Enriched || !f.Classes.Has(Correction) {
+			continue
+		}
+		value := fmt.Sprintf("if(e.k8s_join = 'unresolved' AND notEmpty(c.%[1]s) OR empty(e.%[1]s), c.%[1]s, e.%[1]s)", f.Name)
+		if f.Type == Bool {
+			value = fmt.Sprintf("e.%[1]s OR c.%[1]s", f.Name)
+		}
+		replaced = append(replaced, fmt.Sprintf("    %s AS %s", value, f.Name))
+		latest = append(latest, fmt.Sprintf("argMax(k.%[1]s, k.time) AS %[1]s", f.Name))
+	}
+	replaced = append(replaced, "    if(e.k8s_join = 'unresolved' AND c.k8s_pod_name != '', 'corrected', e.k8s_join) AS k8s_join")
+	columns := "e.* REPLACE (\n" + strings.Join(replaced, ",\n") + ")"
+	for _, a := range aliases[c] {
+		name, _, _ := strings.Cut(a, " ")
+		columns += ", e." + name + " AS " + name
+	}
+	container := "container_id" // an audit event's is none
+	if !node.Has(c) {
+		container = "''"
+	} else {
+		container = "e." + container
+	}
+	return fmt.Sprintf(`CREATE OR REPLACE VIEW %[1]s.%[2]s AS
+SELECT %[3]s
+FROM %[1]s.%[4]s AS e
+LEFT ANY JOIN (
+    SELECT k.cluster AS on_cluster, k.k8s_pod_uid AS on_pod, k.container_id AS on_container, %[5]s
+    FROM %[1]s.%[6]s AS k
+    GROUP BY on_cluster, on_pod, on_container
+) AS c ON e.cluster = c.on_cluster AND e.k8s_pod_uid = c.on_pod AND %[7]s = c.on_container`,
+		Database, c.View(), columns, c.Table(), strings.Join(latest, ", "), Correction.Table(), container)
 }
 
 // ColumnDefinition returns the field's part of a CREATE TABLE or ADD COLUMN.
@@ -154,8 +211,8 @@ func AlertColumns() []Column {
 		{"class", "LowCardinality(String)", "", "Event class of the evidence."},
 		{"k8s_namespace_name", "LowCardinality(String)", "", "Namespace of the pod, or of the audited object."},
 		{"k8s_pod_name", "String", "", "Pod of the acting process."},
-		{"k8s_workload_kind", "LowCardinality(String)", "", "Kind of the pod's top owner."},
-		{"k8s_workload_name", "LowCardinality(String)", "", "Name of the pod's top owner."},
+		{"k8s_workload_kind", "LowCardinality(String)", "", "Kind of the pod's workload."},
+		{"k8s_workload_name", "LowCardinality(String)", "", "Name of the pod's workload."},
 		{"container_id", "String", "", "Container of the acting process."},
 		{"container_name", "LowCardinality(String)", "", "Its name in the pod, or that its runtime gives it."},
 		{"container_image_name", "LowCardinality(String)", "", "Image repository, registry included, without tag and digest."},

@@ -18,10 +18,13 @@ const (
 	DNS
 	Audit
 	Health
+	// Correction says what was not known yet of a pod and container when
+	// their events were joined. The enricher makes it; no sender does.
+	Correction
 	numClasses
 )
 
-var classNames = [numClasses]string{"process", "file", "network", "kernel", "dns", "audit", "health"}
+var classNames = [numClasses]string{"process", "file", "network", "kernel", "dns", "audit", "health", "correction"}
 
 // String returns the name used in subjects, columns and tables.
 func (c Class) String() string {
@@ -52,7 +55,7 @@ func ParseClass(name string) (Class, error) {
 }
 
 // ClassSet is a set of classes.
-type ClassSet uint8
+type ClassSet uint16
 
 // SetOf returns the set holding the given classes.
 func SetOf(cs ...Class) ClassSet {

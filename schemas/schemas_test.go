@@ -35,7 +35,7 @@ func TestClickHouseTables(t *testing.T) {
 	for _, c := range schemas.Classes() {
 		b.WriteString(schemas.CreateTable(c) + ";\n\n")
 	}
-	for _, s := range schemas.CreateAlerts() {
+	for _, s := range append(schemas.CreateAlerts(), schemas.CreateViews()...) {
 		b.WriteString(s + ";\n\n")
 	}
 	golden(t, "tables.sql", b.String())

@@ -117,9 +117,11 @@ func buckets(l Limits) []jetstream.KeyValueConfig {
 	checkpoints := kv(schemas.BucketCheckpoints, "Positions of audit sources, what makes them safe, and the ingesters.", 0)
 	checkpoints.LimitMarkerTTL = time.Hour
 	rules.History, rules.MaxValueSize = schemas.RulePackRevisions, schemas.MaxRulePackBytes+16<<10
+	metadata := kv(schemas.BucketMetadata, "Kubernetes metadata that the enrichers share.", 0)
+	metadata.LimitMarkerTTL = time.Minute // deleted objects have a time of their own
 	return []jetstream.KeyValueConfig{
 		rules,
-		kv(schemas.BucketMetadata, "Kubernetes metadata known to the enricher.", 0),
+		metadata,
 		checkpoints,
 		kv(schemas.BucketState, "Inserts under way, correlation state.", 7*24*time.Hour),
 		kv(schemas.BucketControl, "Selections, one key per sensor.", 0),

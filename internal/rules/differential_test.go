@@ -254,6 +254,7 @@ func (g *conditions) compare() string {
 		name += "[" + g.pick(map[string][]string{
 			"ka.uri.param": {"command", "x"}, "jevt.value": {"/stage", "/requestObject/spec/containers/0/image", "/user/groups/1", "/responseStatus/code"},
 			"k8s.pod.label": {"app", "x"},
+			"k8s.ns.label":  {"team", "x"},
 		}[f.name]) + "]"
 		k = kindText
 	}

@@ -961,14 +961,18 @@ var containerFields = []field{
 			return dst
 		})},
 	{name: "k8s.deployment.name", doc: "Name of the Deployment that owns the pod.", readers: workload("Deployment")},
-	{name: "k8s.workload.kind", doc: "Kind of the pod's top owner: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, Pod. A name of Picket's own.",
+	{name: "k8s.workload.kind", doc: "Kind of the pod's workload: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, Pod, or a custom kind that controls its pods or ReplicaSets itself. A name of Picket's own.",
 		readers: []reader{column(sourceClasses, schemas.WorkloadKind)}},
-	{name: "k8s.workload.name", doc: "Name of the pod's top owner. A name of Picket's own.", readers: []reader{column(sourceClasses, schemas.WorkloadName)}},
+	{name: "k8s.workload.name", doc: "Name of the pod's workload. A name of Picket's own.", readers: []reader{column(sourceClasses, schemas.WorkloadName)}},
 	{name: "k8s.sa.name", doc: "Service account of the pod. A name of Picket's own.", readers: []reader{column(sourceClasses, schemas.ServiceAccount)}},
 	{name: "k8s.pod.label", arg: argKey, withArg: kindText, doc: "Value of a label of the pod, as in k8s.pod.label[app].",
 		argReaders: textOf(sourceClasses, nil, func(dst []byte, r *row, a *argument) []byte {
 			return mapValue(dst, r, schemas.PodLabels, a.text)
 		})},
-	{name: "k8s.peer.kind", doc: "What the remote address was: pod, service, node. A name of Picket's own.", readers: []reader{column(networkOnly, schemas.PeerKind)}},
+	{name: "k8s.ns.label", arg: argKey, withArg: kindText, doc: "Value of a label of the pod's namespace, as in k8s.ns.label[team]; the enricher must be told to add it (kubernetes.namespace_labels).",
+		argReaders: textOf(sourceClasses, nil, func(dst []byte, r *row, a *argument) []byte {
+			return mapValue(dst, r, schemas.NamespaceLabels, a.text)
+		})},
+	{name: "k8s.peer.kind", doc: "What the remote address was at that time: pod, service, node, api_server, metadata, loopback, private, outside. A name of Picket's own.", readers: []reader{column(networkOnly, schemas.PeerKind)}},
 	{name: "k8s.peer.name", doc: "namespace/name of the remote pod or service, name of the node. A name of Picket's own.", readers: []reader{column(networkOnly, schemas.PeerName)}},
 }

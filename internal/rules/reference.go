@@ -23,7 +23,7 @@ type FieldDoc struct {
 
 // argExamples show the argument of fields that need one.
 var argExamples = map[string]string{
-	"ka.uri.param": "command", "jevt.value": "/requestObject/spec/replicas", "k8s.pod.label": "app",
+	"ka.uri.param": "command", "jevt.value": "/requestObject/spec/replicas", "k8s.pod.label": "app", "k8s.ns.label": "team",
 }
 
 // Fields returns every field of the rule language, sorted by name.

@@ -330,7 +330,7 @@ func (g *sqlConditions) compare() string {
 		name, k = name+"[LD_PRELOAD]", f.withArg
 	case f.arg == argKey:
 		name, k = name+"["+g.pick(map[string][]string{
-			"ka.uri.param": {"command", "x"}, "k8s.pod.label": {"app", "x"},
+			"ka.uri.param": {"command", "x"}, "k8s.pod.label": {"app", "x"}, "k8s.ns.label": {"team", "x"},
 			"jevt.value": {"/stage", "/requestObject/spec/containers/0/image", "/requestObject/spec/containers/1", "/requestObject/spec", "/requestObject/0/0", "/user/groups/1", "/responseStatus/code",
 				"/requestObject/spec/replicas", "/requestObject/data/a", "/requestObject/data", "/annotations/a", "/stageTimestamp", "/requestObject/", "/requestObject/spec/ports", "/responseObject/metadata/name", "/user/extra/a", "/requestObject/+0", "/kind", "/user/groups", "/sourceIPs"},
 		}[f.name])+"]", kindText
@@ -440,7 +440,7 @@ func (g *sqlConditions) load(t *testing.T, n int) *Set {
 			case f.arg == argMayIdx && g.rnd.IntN(2) == 0:
 				name += "[1]"
 			case f.arg == argKey:
-				name += "[" + map[string]string{"ka.uri.param": "command", "k8s.pod.label": "app", "jevt.value": "/requestObject/spec/type"}[name] + "]"
+				name += "[" + map[string]string{"ka.uri.param": "command", "k8s.pod.label": "app", "k8s.ns.label": "team", "jevt.value": "/requestObject/spec/type"}[name] + "]"
 			}
 			entries[i].Output += " %" + name
 		}

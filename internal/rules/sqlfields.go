@@ -622,6 +622,9 @@ var sqlFields = map[string]sqlField{
 	"container.image":    textSQL("if(container_image_name = '' OR container_image_tag = '', container_image_name, concat(container_image_name, ':', container_image_tag))"),
 
 	"k8s.deployment.name": workloadSQL("Deployment"),
+	"k8s.ns.label": func(_ schemas.Class, a *argument) sqlValue {
+		return sqlValue{value: schemas.NamespaceLabels.String() + "[" + sqlString(a.text) + "]"}
+	},
 	"k8s.pod.label": func(_ schemas.Class, a *argument) sqlValue {
 		return sqlValue{value: schemas.PodLabels.String() + "[" + sqlString(a.text) + "]"}
 	},

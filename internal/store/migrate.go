@@ -101,7 +101,16 @@ func (db *DB) Migrate(ctx context.Context) error {
 		}
 		db.log.Info("column added", "table", c.table, "column", c.name)
 	}
-	return d.wrong()
+	if err := d.wrong(); err != nil {
+		return err
+	}
+	for _, s := range schemas.CreateViews() { // after the columns that they name
+		if err := db.exec(ctx, s); err != nil {
+			head, _, _ := strings.Cut(s, "\n")
+			return fmt.Errorf("%s …: %w", head, err)
+		}
+	}
+	return nil
 }
 
 // Verify compares the tables with what this version needs and says what is

@@ -60,7 +60,7 @@ func TestMigrate(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := query(t, db, "SELECT count() FROM system.tables WHERE database = 'picket' AND name != 'goose_db_version'"); got != "9" {
+	if got := query(t, db, "SELECT count() FROM system.tables WHERE database = 'picket' AND name != 'goose_db_version'"); got != "16" {
 		t.Fatalf("%s tables", got)
 	}
 	if got := query(t, db, "SELECT groupArray(version_id) FROM (SELECT version_id FROM goose_db_version ORDER BY version_id)"); got != "[0,1]" {

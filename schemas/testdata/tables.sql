@@ -1,6 +1,6 @@
 CREATE TABLE IF NOT EXISTS picket.process (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters; correction.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit, dns for a DNS message; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -89,7 +89,7 @@ CREATE TABLE IF NOT EXISTS picket.process (
     process_cap_effective_before Nullable(UInt64) COMMENT 'exec and calls: effective capabilities before it.',
     process_cap_permitted_before Nullable(UInt64) COMMENT 'exec and calls: permitted capabilities before it.',
     process_clone_flags LowCardinality(String) COMMENT 'fork: the CLONE_… flags that the caller gave, as in CLONE_NEWNS|CLONE_VFORK; empty for fork and vfork.',
-    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown.',
+    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown; in the views <class>_corrected and in amended alerts also corrected: shown later.',
     k8s_pod_name String COMMENT 'Pod of the acting process; for audit the pod whose token made the call.' CODEC(ZSTD(1)),
     k8s_namespace_name LowCardinality(String) COMMENT 'Namespace of that pod.',
     k8s_container_name LowCardinality(String) COMMENT 'Name of the container in its pod.',
@@ -97,10 +97,18 @@ CREATE TABLE IF NOT EXISTS picket.process (
     container_image_tag String COMMENT 'Image tag.' CODEC(ZSTD(1)),
     container_image_digest String COMMENT 'Image digest as the runtime reported it, sha256:…' CODEC(ZSTD(1)),
     container_privileged Bool COMMENT 'The container''s security context says privileged.',
-    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the top owner: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, or Pod.',
-    k8s_workload_name String COMMENT 'Name of the top owner.' CODEC(ZSTD(1)),
+    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the workload: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, Pod, or a custom kind that controls its pods or ReplicaSets itself.',
+    k8s_workload_name String COMMENT 'Name of the workload.' CODEC(ZSTD(1)),
+    k8s_owner_kind LowCardinality(String) COMMENT 'Kind of what controls the workload in turn, at the top: of a Deployment that an operator made the operator''s custom resource; empty when nothing does. A name of Picket''s own.',
+    k8s_owner_name String COMMENT 'Name of what controls the workload, at the top. A name of Picket''s own.' CODEC(ZSTD(1)),
     k8s_service_account_name LowCardinality(String) COMMENT 'Service account of the pod.',
     k8s_pod_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod.' CODEC(ZSTD(1)),
+    k8s_pod_annotations Map(LowCardinality(String), String) COMMENT 'Annotations of the pod that the enricher is told to add (kubernetes.annotations).' CODEC(ZSTD(1)),
+    k8s_namespace_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod''s namespace that the enricher is told to add (kubernetes.namespace_labels).' CODEC(ZSTD(1)),
+    k8s_service_account_identity String COMMENT 'Cloud identity that the pod''s service account stands for, from its annotation (kubernetes.identity_annotations): a role''s ARN, a Google service account, an Azure client id; empty when it has none. A name of Picket''s own.' CODEC(ZSTD(1)),
+    cloud_availability_zone LowCardinality(String) COMMENT 'Zone of the node, from its label topology.kubernetes.io/zone. A name of Picket''s own.',
+    cloud_region LowCardinality(String) COMMENT 'Region of the node, from its label topology.kubernetes.io/region. A name of Picket''s own.',
+    host_type LowCardinality(String) COMMENT 'Instance type of the node, from its label node.kubernetes.io/instance-type. A name of Picket''s own.',
     process_command_line String ALIAS trim(concat(process_command, ' ', process_args)) COMMENT 'process_command and process_args, joined by one space.',
     INDEX batch_id_bloom batch_id TYPE bloom_filter(0.001) GRANULARITY 1,
     INDEX event_id_bloom event_id TYPE bloom_filter(0.01) GRANULARITY 4,
@@ -113,7 +121,7 @@ SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
 CREATE TABLE IF NOT EXISTS picket.file (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters; correction.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit, dns for a DNS message; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -198,7 +206,7 @@ CREATE TABLE IF NOT EXISTS picket.file (
     file_mtime_new Nullable(DateTime64(9, 'UTC')) COMMENT 'utimes: the modification time that was set; null when it is the time of the call.' CODEC(Delta, ZSTD(1)),
     io_uring Bool COMMENT 'Asked for through an io_uring: no system call of that name was made.',
     file_user_id UInt32 COMMENT 'Owner of the inode.',
-    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown.',
+    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown; in the views <class>_corrected and in amended alerts also corrected: shown later.',
     k8s_pod_name String COMMENT 'Pod of the acting process; for audit the pod whose token made the call.' CODEC(ZSTD(1)),
     k8s_namespace_name LowCardinality(String) COMMENT 'Namespace of that pod.',
     k8s_container_name LowCardinality(String) COMMENT 'Name of the container in its pod.',
@@ -206,10 +214,18 @@ CREATE TABLE IF NOT EXISTS picket.file (
     container_image_tag String COMMENT 'Image tag.' CODEC(ZSTD(1)),
     container_image_digest String COMMENT 'Image digest as the runtime reported it, sha256:…' CODEC(ZSTD(1)),
     container_privileged Bool COMMENT 'The container''s security context says privileged.',
-    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the top owner: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, or Pod.',
-    k8s_workload_name String COMMENT 'Name of the top owner.' CODEC(ZSTD(1)),
+    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the workload: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, Pod, or a custom kind that controls its pods or ReplicaSets itself.',
+    k8s_workload_name String COMMENT 'Name of the workload.' CODEC(ZSTD(1)),
+    k8s_owner_kind LowCardinality(String) COMMENT 'Kind of what controls the workload in turn, at the top: of a Deployment that an operator made the operator''s custom resource; empty when nothing does. A name of Picket''s own.',
+    k8s_owner_name String COMMENT 'Name of what controls the workload, at the top. A name of Picket''s own.' CODEC(ZSTD(1)),
     k8s_service_account_name LowCardinality(String) COMMENT 'Service account of the pod.',
     k8s_pod_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod.' CODEC(ZSTD(1)),
+    k8s_pod_annotations Map(LowCardinality(String), String) COMMENT 'Annotations of the pod that the enricher is told to add (kubernetes.annotations).' CODEC(ZSTD(1)),
+    k8s_namespace_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod''s namespace that the enricher is told to add (kubernetes.namespace_labels).' CODEC(ZSTD(1)),
+    k8s_service_account_identity String COMMENT 'Cloud identity that the pod''s service account stands for, from its annotation (kubernetes.identity_annotations): a role''s ARN, a Google service account, an Azure client id; empty when it has none. A name of Picket''s own.' CODEC(ZSTD(1)),
+    cloud_availability_zone LowCardinality(String) COMMENT 'Zone of the node, from its label topology.kubernetes.io/zone. A name of Picket''s own.',
+    cloud_region LowCardinality(String) COMMENT 'Region of the node, from its label topology.kubernetes.io/region. A name of Picket''s own.',
+    host_type LowCardinality(String) COMMENT 'Instance type of the node, from its label node.kubernetes.io/instance-type. A name of Picket''s own.',
     process_command_line String ALIAS trim(concat(process_command, ' ', process_args)) COMMENT 'process_command and process_args, joined by one space.',
     INDEX batch_id_bloom batch_id TYPE bloom_filter(0.001) GRANULARITY 1,
     INDEX event_id_bloom event_id TYPE bloom_filter(0.01) GRANULARITY 4,
@@ -222,7 +238,7 @@ SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
 CREATE TABLE IF NOT EXISTS picket.network (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters; correction.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit, dns for a DNS message; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -304,7 +320,7 @@ CREATE TABLE IF NOT EXISTS picket.network (
     network_backlog UInt32 COMMENT 'listen: how many connections may wait.',
     network_peer_port UInt32 COMMENT 'Remote port.',
     network_peer_domain String COMMENT 'connect, send, close: the name that was last asked for in the process''s network namespace with this remote address in its answer; empty when none was.' CODEC(ZSTD(1)),
-    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown.',
+    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown; in the views <class>_corrected and in amended alerts also corrected: shown later.',
     k8s_pod_name String COMMENT 'Pod of the acting process; for audit the pod whose token made the call.' CODEC(ZSTD(1)),
     k8s_namespace_name LowCardinality(String) COMMENT 'Namespace of that pod.',
     k8s_container_name LowCardinality(String) COMMENT 'Name of the container in its pod.',
@@ -312,12 +328,21 @@ CREATE TABLE IF NOT EXISTS picket.network (
     container_image_tag String COMMENT 'Image tag.' CODEC(ZSTD(1)),
     container_image_digest String COMMENT 'Image digest as the runtime reported it, sha256:…' CODEC(ZSTD(1)),
     container_privileged Bool COMMENT 'The container''s security context says privileged.',
-    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the top owner: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, or Pod.',
-    k8s_workload_name String COMMENT 'Name of the top owner.' CODEC(ZSTD(1)),
+    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the workload: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, Pod, or a custom kind that controls its pods or ReplicaSets itself.',
+    k8s_workload_name String COMMENT 'Name of the workload.' CODEC(ZSTD(1)),
+    k8s_owner_kind LowCardinality(String) COMMENT 'Kind of what controls the workload in turn, at the top: of a Deployment that an operator made the operator''s custom resource; empty when nothing does. A name of Picket''s own.',
+    k8s_owner_name String COMMENT 'Name of what controls the workload, at the top. A name of Picket''s own.' CODEC(ZSTD(1)),
     k8s_service_account_name LowCardinality(String) COMMENT 'Service account of the pod.',
     k8s_pod_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod.' CODEC(ZSTD(1)),
-    network_peer_kind LowCardinality(String) COMMENT 'What the remote address was at that time: pod, service, node; empty when unknown.',
-    network_peer_name String COMMENT 'namespace/name of that pod or service, name of that node.' CODEC(ZSTD(1)),
+    k8s_pod_annotations Map(LowCardinality(String), String) COMMENT 'Annotations of the pod that the enricher is told to add (kubernetes.annotations).' CODEC(ZSTD(1)),
+    k8s_namespace_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod''s namespace that the enricher is told to add (kubernetes.namespace_labels).' CODEC(ZSTD(1)),
+    k8s_service_account_identity String COMMENT 'Cloud identity that the pod''s service account stands for, from its annotation (kubernetes.identity_annotations): a role''s ARN, a Google service account, an Azure client id; empty when it has none. A name of Picket''s own.' CODEC(ZSTD(1)),
+    cloud_availability_zone LowCardinality(String) COMMENT 'Zone of the node, from its label topology.kubernetes.io/zone. A name of Picket''s own.',
+    cloud_region LowCardinality(String) COMMENT 'Region of the node, from its label topology.kubernetes.io/region. A name of Picket''s own.',
+    host_type LowCardinality(String) COMMENT 'Instance type of the node, from its label node.kubernetes.io/instance-type. A name of Picket''s own.',
+    network_peer_kind LowCardinality(String) COMMENT 'What the remote address was at that time: pod, service, node, api_server, metadata (a cloud''s metadata address), loopback, private (of a private network or the pods'', and nothing known had it), outside; empty when unknown.',
+    network_peer_name String COMMENT 'namespace/name of that pod or service, name of that node; of a metadata address what answers there.' CODEC(ZSTD(1)),
+    network_peer_services Array(String) COMMENT 'Services (namespace/name) that had the remote pod behind them at that port, by their EndpointSlices.' CODEC(ZSTD(1)),
     process_command_line String ALIAS trim(concat(process_command, ' ', process_args)) COMMENT 'process_command and process_args, joined by one space.',
     INDEX batch_id_bloom batch_id TYPE bloom_filter(0.001) GRANULARITY 1,
     INDEX event_id_bloom event_id TYPE bloom_filter(0.01) GRANULARITY 4,
@@ -330,7 +355,7 @@ SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
 CREATE TABLE IF NOT EXISTS picket.kernel (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters; correction.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit, dns for a DNS message; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -405,7 +430,7 @@ CREATE TABLE IF NOT EXISTS picket.kernel (
     process_user_id_before Nullable(UInt32) COMMENT 'exec and calls: effective user id before it; null when the process was not known.',
     process_cap_effective_before Nullable(UInt64) COMMENT 'exec and calls: effective capabilities before it.',
     process_cap_permitted_before Nullable(UInt64) COMMENT 'exec and calls: permitted capabilities before it.',
-    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown.',
+    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown; in the views <class>_corrected and in amended alerts also corrected: shown later.',
     k8s_pod_name String COMMENT 'Pod of the acting process; for audit the pod whose token made the call.' CODEC(ZSTD(1)),
     k8s_namespace_name LowCardinality(String) COMMENT 'Namespace of that pod.',
     k8s_container_name LowCardinality(String) COMMENT 'Name of the container in its pod.',
@@ -413,10 +438,18 @@ CREATE TABLE IF NOT EXISTS picket.kernel (
     container_image_tag String COMMENT 'Image tag.' CODEC(ZSTD(1)),
     container_image_digest String COMMENT 'Image digest as the runtime reported it, sha256:…' CODEC(ZSTD(1)),
     container_privileged Bool COMMENT 'The container''s security context says privileged.',
-    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the top owner: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, or Pod.',
-    k8s_workload_name String COMMENT 'Name of the top owner.' CODEC(ZSTD(1)),
+    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the workload: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, Pod, or a custom kind that controls its pods or ReplicaSets itself.',
+    k8s_workload_name String COMMENT 'Name of the workload.' CODEC(ZSTD(1)),
+    k8s_owner_kind LowCardinality(String) COMMENT 'Kind of what controls the workload in turn, at the top: of a Deployment that an operator made the operator''s custom resource; empty when nothing does. A name of Picket''s own.',
+    k8s_owner_name String COMMENT 'Name of what controls the workload, at the top. A name of Picket''s own.' CODEC(ZSTD(1)),
     k8s_service_account_name LowCardinality(String) COMMENT 'Service account of the pod.',
     k8s_pod_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod.' CODEC(ZSTD(1)),
+    k8s_pod_annotations Map(LowCardinality(String), String) COMMENT 'Annotations of the pod that the enricher is told to add (kubernetes.annotations).' CODEC(ZSTD(1)),
+    k8s_namespace_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod''s namespace that the enricher is told to add (kubernetes.namespace_labels).' CODEC(ZSTD(1)),
+    k8s_service_account_identity String COMMENT 'Cloud identity that the pod''s service account stands for, from its annotation (kubernetes.identity_annotations): a role''s ARN, a Google service account, an Azure client id; empty when it has none. A name of Picket''s own.' CODEC(ZSTD(1)),
+    cloud_availability_zone LowCardinality(String) COMMENT 'Zone of the node, from its label topology.kubernetes.io/zone. A name of Picket''s own.',
+    cloud_region LowCardinality(String) COMMENT 'Region of the node, from its label topology.kubernetes.io/region. A name of Picket''s own.',
+    host_type LowCardinality(String) COMMENT 'Instance type of the node, from its label node.kubernetes.io/instance-type. A name of Picket''s own.',
     process_command_line String ALIAS trim(concat(process_command, ' ', process_args)) COMMENT 'process_command and process_args, joined by one space.',
     INDEX batch_id_bloom batch_id TYPE bloom_filter(0.001) GRANULARITY 1,
     INDEX event_id_bloom event_id TYPE bloom_filter(0.01) GRANULARITY 4,
@@ -429,7 +462,7 @@ SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
 CREATE TABLE IF NOT EXISTS picket.dns (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters; correction.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit, dns for a DNS message; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -509,7 +542,7 @@ CREATE TABLE IF NOT EXISTS picket.dns (
     dns_truncated Bool COMMENT 'The server left some of the answer out (TC): the client asks again over TCP.',
     dns_lookup_duration Nullable(UInt64) COMMENT 'Of a response: nanoseconds since its question; null when that was not seen.',
     dns_malformed LowCardinality(String) COMMENT 'What is wrong with a message that cannot be read, or not to its end; empty when nothing is.',
-    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown.',
+    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown; in the views <class>_corrected and in amended alerts also corrected: shown later.',
     k8s_pod_name String COMMENT 'Pod of the acting process; for audit the pod whose token made the call.' CODEC(ZSTD(1)),
     k8s_namespace_name LowCardinality(String) COMMENT 'Namespace of that pod.',
     k8s_container_name LowCardinality(String) COMMENT 'Name of the container in its pod.',
@@ -517,10 +550,18 @@ CREATE TABLE IF NOT EXISTS picket.dns (
     container_image_tag String COMMENT 'Image tag.' CODEC(ZSTD(1)),
     container_image_digest String COMMENT 'Image digest as the runtime reported it, sha256:…' CODEC(ZSTD(1)),
     container_privileged Bool COMMENT 'The container''s security context says privileged.',
-    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the top owner: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, or Pod.',
-    k8s_workload_name String COMMENT 'Name of the top owner.' CODEC(ZSTD(1)),
+    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the workload: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, Pod, or a custom kind that controls its pods or ReplicaSets itself.',
+    k8s_workload_name String COMMENT 'Name of the workload.' CODEC(ZSTD(1)),
+    k8s_owner_kind LowCardinality(String) COMMENT 'Kind of what controls the workload in turn, at the top: of a Deployment that an operator made the operator''s custom resource; empty when nothing does. A name of Picket''s own.',
+    k8s_owner_name String COMMENT 'Name of what controls the workload, at the top. A name of Picket''s own.' CODEC(ZSTD(1)),
     k8s_service_account_name LowCardinality(String) COMMENT 'Service account of the pod.',
     k8s_pod_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod.' CODEC(ZSTD(1)),
+    k8s_pod_annotations Map(LowCardinality(String), String) COMMENT 'Annotations of the pod that the enricher is told to add (kubernetes.annotations).' CODEC(ZSTD(1)),
+    k8s_namespace_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod''s namespace that the enricher is told to add (kubernetes.namespace_labels).' CODEC(ZSTD(1)),
+    k8s_service_account_identity String COMMENT 'Cloud identity that the pod''s service account stands for, from its annotation (kubernetes.identity_annotations): a role''s ARN, a Google service account, an Azure client id; empty when it has none. A name of Picket''s own.' CODEC(ZSTD(1)),
+    cloud_availability_zone LowCardinality(String) COMMENT 'Zone of the node, from its label topology.kubernetes.io/zone. A name of Picket''s own.',
+    cloud_region LowCardinality(String) COMMENT 'Region of the node, from its label topology.kubernetes.io/region. A name of Picket''s own.',
+    host_type LowCardinality(String) COMMENT 'Instance type of the node, from its label node.kubernetes.io/instance-type. A name of Picket''s own.',
     process_command_line String ALIAS trim(concat(process_command, ' ', process_args)) COMMENT 'process_command and process_args, joined by one space.',
     INDEX batch_id_bloom batch_id TYPE bloom_filter(0.001) GRANULARITY 1,
     INDEX event_id_bloom event_id TYPE bloom_filter(0.01) GRANULARITY 4,
@@ -533,7 +574,7 @@ SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
 CREATE TABLE IF NOT EXISTS picket.audit (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters; correction.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit, dns for a DNS message; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -573,13 +614,18 @@ CREATE TABLE IF NOT EXISTS picket.audit (
     audit_source LowCardinality(String) COMMENT 'How the record came: webhook, file, eks, gke or aks.',
     audit_cloud_id String COMMENT 'The cloud''s own id of the record: eventId of CloudWatch Logs, insertId of Cloud Logging, offset or sequence number of Event Hubs; empty where there is none.' CODEC(ZSTD(1)),
     audit_id_repeated Bool COMMENT 'Another record of the same auditID and stage came shortly before, with other content: callers may choose the id. Of records that the ingester remembers.',
-    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown.',
+    k8s_join LowCardinality(String) COMMENT 'host: not in a pod; resolved: the pod is known; unresolved: in a pod that the API server has not shown; in the views <class>_corrected and in amended alerts also corrected: shown later.',
     k8s_pod_name String COMMENT 'Pod of the acting process; for audit the pod whose token made the call.' CODEC(ZSTD(1)),
     k8s_namespace_name LowCardinality(String) COMMENT 'Namespace of that pod.',
-    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the top owner: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, or Pod.',
-    k8s_workload_name String COMMENT 'Name of the top owner.' CODEC(ZSTD(1)),
+    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the workload: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, Pod, or a custom kind that controls its pods or ReplicaSets itself.',
+    k8s_workload_name String COMMENT 'Name of the workload.' CODEC(ZSTD(1)),
+    k8s_owner_kind LowCardinality(String) COMMENT 'Kind of what controls the workload in turn, at the top: of a Deployment that an operator made the operator''s custom resource; empty when nothing does. A name of Picket''s own.',
+    k8s_owner_name String COMMENT 'Name of what controls the workload, at the top. A name of Picket''s own.' CODEC(ZSTD(1)),
     k8s_service_account_name LowCardinality(String) COMMENT 'Service account of the pod.',
     k8s_pod_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod.' CODEC(ZSTD(1)),
+    k8s_pod_annotations Map(LowCardinality(String), String) COMMENT 'Annotations of the pod that the enricher is told to add (kubernetes.annotations).' CODEC(ZSTD(1)),
+    k8s_namespace_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod''s namespace that the enricher is told to add (kubernetes.namespace_labels).' CODEC(ZSTD(1)),
+    k8s_service_account_identity String COMMENT 'Cloud identity that the pod''s service account stands for, from its annotation (kubernetes.identity_annotations): a role''s ARN, a Google service account, an Azure client id; empty when it has none. A name of Picket''s own.' CODEC(ZSTD(1)),
     INDEX batch_id_bloom batch_id TYPE bloom_filter(0.001) GRANULARITY 1,
     INDEX event_id_bloom event_id TYPE bloom_filter(0.01) GRANULARITY 4
 ) ENGINE = MergeTree
@@ -590,7 +636,7 @@ SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
 CREATE TABLE IF NOT EXISTS picket.health (
     event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
-    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters; correction.',
     syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit, dns for a DNS message; empty where there is none.',
     schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
     cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
@@ -613,6 +659,43 @@ ORDER BY (cluster, health_service, action, time)
 TTL batch_date + INTERVAL 30 DAY DELETE
 SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
 
+CREATE TABLE IF NOT EXISTS picket.correction (
+    event_id UUID COMMENT '128-bit hash that names the event: of cluster, node, boot id, run id, CPU, class and per-CPU sequence; for audit of cluster, auditID, stage and the canonical record. The same again on redelivery.',
+    action LowCardinality(String) COMMENT 'What happened: exec, fork, exit; open, rename, unlink, …; connect, accept, socket, bind, listen, send, close, dup; setuid, mount, ptrace, …; query, response; audit; loss, counters; correction.',
+    syscall LowCardinality(String) COMMENT 'What Falco calls evt.type: the system call, procexit for an exit, dns for a DNS message; empty where there is none.',
+    schema_version UInt32 COMMENT 'Version of this registry that wrote the event.',
+    cluster LowCardinality(String) COMMENT 'Configured name of the cluster.',
+    node LowCardinality(String) COMMENT 'Node the event is from; for audit the name of the source.',
+    time DateTime64(9, 'UTC') COMMENT 'When it happened, wall clock, nanoseconds UTC.' CODEC(Delta, ZSTD(1)),
+    time_observed DateTime64(9, 'UTC') COMMENT 'When Picket first had it, wall clock, nanoseconds UTC.' CODEC(Delta, ZSTD(1)),
+    batch_id String COMMENT 'Id of the message that carried the event: run id and batch number. Makes inserts exact.' CODEC(ZSTD(1)),
+    batch_date Date COMMENT 'Day of the first event of the message, UTC: the partition, one per message.',
+    container_id String COMMENT 'Full id of the container, from the cgroup path; empty on the host.' CODEC(ZSTD(1)),
+    k8s_pod_uid String COMMENT 'UID of the pod: from the cgroup path; for audit of the pod whose token made the call.' CODEC(ZSTD(1)),
+    k8s_pod_name String COMMENT 'Pod of the acting process; for audit the pod whose token made the call.' CODEC(ZSTD(1)),
+    k8s_namespace_name LowCardinality(String) COMMENT 'Namespace of that pod.',
+    k8s_container_name LowCardinality(String) COMMENT 'Name of the container in its pod.',
+    container_image_name String COMMENT 'Image repository, registry included, without tag and digest.' CODEC(ZSTD(1)),
+    container_image_tag String COMMENT 'Image tag.' CODEC(ZSTD(1)),
+    container_image_digest String COMMENT 'Image digest as the runtime reported it, sha256:…' CODEC(ZSTD(1)),
+    container_privileged Bool COMMENT 'The container''s security context says privileged.',
+    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the workload: Deployment, DaemonSet, StatefulSet, CronJob, Job, ReplicaSet, Pod, or a custom kind that controls its pods or ReplicaSets itself.',
+    k8s_workload_name String COMMENT 'Name of the workload.' CODEC(ZSTD(1)),
+    k8s_owner_kind LowCardinality(String) COMMENT 'Kind of what controls the workload in turn, at the top: of a Deployment that an operator made the operator''s custom resource; empty when nothing does. A name of Picket''s own.',
+    k8s_owner_name String COMMENT 'Name of what controls the workload, at the top. A name of Picket''s own.' CODEC(ZSTD(1)),
+    k8s_service_account_name LowCardinality(String) COMMENT 'Service account of the pod.',
+    k8s_pod_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod.' CODEC(ZSTD(1)),
+    k8s_pod_annotations Map(LowCardinality(String), String) COMMENT 'Annotations of the pod that the enricher is told to add (kubernetes.annotations).' CODEC(ZSTD(1)),
+    k8s_namespace_labels Map(LowCardinality(String), String) COMMENT 'Labels of the pod''s namespace that the enricher is told to add (kubernetes.namespace_labels).' CODEC(ZSTD(1)),
+    k8s_service_account_identity String COMMENT 'Cloud identity that the pod''s service account stands for, from its annotation (kubernetes.identity_annotations): a role''s ARN, a Google service account, an Azure client id; empty when it has none. A name of Picket''s own.' CODEC(ZSTD(1)),
+    INDEX batch_id_bloom batch_id TYPE bloom_filter(0.001) GRANULARITY 1,
+    INDEX event_id_bloom event_id TYPE bloom_filter(0.01) GRANULARITY 4
+) ENGINE = MergeTree
+PARTITION BY batch_date
+ORDER BY (cluster, k8s_pod_uid, container_id, time)
+TTL batch_date + INTERVAL 30 DAY DELETE
+SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
+
 CREATE TABLE IF NOT EXISTS picket.alerts (
     alert_id UUID COMMENT 'Hash of the rule and its evidence: the same events give the same alert.',
     revision UInt32 COMMENT 'Rises when the alert is amended; the highest counts.',
@@ -629,8 +712,8 @@ CREATE TABLE IF NOT EXISTS picket.alerts (
     class LowCardinality(String) COMMENT 'Event class of the evidence.',
     k8s_namespace_name LowCardinality(String) COMMENT 'Namespace of the pod, or of the audited object.',
     k8s_pod_name String COMMENT 'Pod of the acting process.',
-    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the pod''s top owner.',
-    k8s_workload_name LowCardinality(String) COMMENT 'Name of the pod''s top owner.',
+    k8s_workload_kind LowCardinality(String) COMMENT 'Kind of the pod''s workload.',
+    k8s_workload_name LowCardinality(String) COMMENT 'Name of the pod''s workload.',
     container_id String COMMENT 'Container of the acting process.',
     container_name LowCardinality(String) COMMENT 'Its name in the pod, or that its runtime gives it.',
     container_image_name LowCardinality(String) COMMENT 'Image repository, registry included, without tag and digest.',
@@ -664,4 +747,155 @@ CREATE TABLE IF NOT EXISTS picket.alert_activity (
     comment String
 ) ENGINE = MergeTree
 ORDER BY (alert_id, time);
+
+CREATE OR REPLACE VIEW picket.process_corrected AS
+SELECT e.* REPLACE (
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_name) OR empty(e.k8s_pod_name), c.k8s_pod_name, e.k8s_pod_name) AS k8s_pod_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_name) OR empty(e.k8s_namespace_name), c.k8s_namespace_name, e.k8s_namespace_name) AS k8s_namespace_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_container_name) OR empty(e.k8s_container_name), c.k8s_container_name, e.k8s_container_name) AS k8s_container_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_name) OR empty(e.container_image_name), c.container_image_name, e.container_image_name) AS container_image_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_tag) OR empty(e.container_image_tag), c.container_image_tag, e.container_image_tag) AS container_image_tag,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_digest) OR empty(e.container_image_digest), c.container_image_digest, e.container_image_digest) AS container_image_digest,
+    e.container_privileged OR c.container_privileged AS container_privileged,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_kind) OR empty(e.k8s_workload_kind), c.k8s_workload_kind, e.k8s_workload_kind) AS k8s_workload_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_name) OR empty(e.k8s_workload_name), c.k8s_workload_name, e.k8s_workload_name) AS k8s_workload_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_kind) OR empty(e.k8s_owner_kind), c.k8s_owner_kind, e.k8s_owner_kind) AS k8s_owner_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_name) OR empty(e.k8s_owner_name), c.k8s_owner_name, e.k8s_owner_name) AS k8s_owner_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_name) OR empty(e.k8s_service_account_name), c.k8s_service_account_name, e.k8s_service_account_name) AS k8s_service_account_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_labels) OR empty(e.k8s_pod_labels), c.k8s_pod_labels, e.k8s_pod_labels) AS k8s_pod_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_annotations) OR empty(e.k8s_pod_annotations), c.k8s_pod_annotations, e.k8s_pod_annotations) AS k8s_pod_annotations,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_labels) OR empty(e.k8s_namespace_labels), c.k8s_namespace_labels, e.k8s_namespace_labels) AS k8s_namespace_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_identity) OR empty(e.k8s_service_account_identity), c.k8s_service_account_identity, e.k8s_service_account_identity) AS k8s_service_account_identity,
+    if(e.k8s_join = 'unresolved' AND c.k8s_pod_name != '', 'corrected', e.k8s_join) AS k8s_join), e.process_command_line AS process_command_line
+FROM picket.process AS e
+LEFT ANY JOIN (
+    SELECT k.cluster AS on_cluster, k.k8s_pod_uid AS on_pod, k.container_id AS on_container, argMax(k.k8s_pod_name, k.time) AS k8s_pod_name, argMax(k.k8s_namespace_name, k.time) AS k8s_namespace_name, argMax(k.k8s_container_name, k.time) AS k8s_container_name, argMax(k.container_image_name, k.time) AS container_image_name, argMax(k.container_image_tag, k.time) AS container_image_tag, argMax(k.container_image_digest, k.time) AS container_image_digest, argMax(k.container_privileged, k.time) AS container_privileged, argMax(k.k8s_workload_kind, k.time) AS k8s_workload_kind, argMax(k.k8s_workload_name, k.time) AS k8s_workload_name, argMax(k.k8s_owner_kind, k.time) AS k8s_owner_kind, argMax(k.k8s_owner_name, k.time) AS k8s_owner_name, argMax(k.k8s_service_account_name, k.time) AS k8s_service_account_name, argMax(k.k8s_pod_labels, k.time) AS k8s_pod_labels, argMax(k.k8s_pod_annotations, k.time) AS k8s_pod_annotations, argMax(k.k8s_namespace_labels, k.time) AS k8s_namespace_labels, argMax(k.k8s_service_account_identity, k.time) AS k8s_service_account_identity
+    FROM picket.correction AS k
+    GROUP BY on_cluster, on_pod, on_container
+) AS c ON e.cluster = c.on_cluster AND e.k8s_pod_uid = c.on_pod AND e.container_id = c.on_container;
+
+CREATE OR REPLACE VIEW picket.file_corrected AS
+SELECT e.* REPLACE (
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_name) OR empty(e.k8s_pod_name), c.k8s_pod_name, e.k8s_pod_name) AS k8s_pod_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_name) OR empty(e.k8s_namespace_name), c.k8s_namespace_name, e.k8s_namespace_name) AS k8s_namespace_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_container_name) OR empty(e.k8s_container_name), c.k8s_container_name, e.k8s_container_name) AS k8s_container_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_name) OR empty(e.container_image_name), c.container_image_name, e.container_image_name) AS container_image_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_tag) OR empty(e.container_image_tag), c.container_image_tag, e.container_image_tag) AS container_image_tag,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_digest) OR empty(e.container_image_digest), c.container_image_digest, e.container_image_digest) AS container_image_digest,
+    e.container_privileged OR c.container_privileged AS container_privileged,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_kind) OR empty(e.k8s_workload_kind), c.k8s_workload_kind, e.k8s_workload_kind) AS k8s_workload_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_name) OR empty(e.k8s_workload_name), c.k8s_workload_name, e.k8s_workload_name) AS k8s_workload_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_kind) OR empty(e.k8s_owner_kind), c.k8s_owner_kind, e.k8s_owner_kind) AS k8s_owner_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_name) OR empty(e.k8s_owner_name), c.k8s_owner_name, e.k8s_owner_name) AS k8s_owner_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_name) OR empty(e.k8s_service_account_name), c.k8s_service_account_name, e.k8s_service_account_name) AS k8s_service_account_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_labels) OR empty(e.k8s_pod_labels), c.k8s_pod_labels, e.k8s_pod_labels) AS k8s_pod_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_annotations) OR empty(e.k8s_pod_annotations), c.k8s_pod_annotations, e.k8s_pod_annotations) AS k8s_pod_annotations,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_labels) OR empty(e.k8s_namespace_labels), c.k8s_namespace_labels, e.k8s_namespace_labels) AS k8s_namespace_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_identity) OR empty(e.k8s_service_account_identity), c.k8s_service_account_identity, e.k8s_service_account_identity) AS k8s_service_account_identity,
+    if(e.k8s_join = 'unresolved' AND c.k8s_pod_name != '', 'corrected', e.k8s_join) AS k8s_join), e.process_command_line AS process_command_line
+FROM picket.file AS e
+LEFT ANY JOIN (
+    SELECT k.cluster AS on_cluster, k.k8s_pod_uid AS on_pod, k.container_id AS on_container, argMax(k.k8s_pod_name, k.time) AS k8s_pod_name, argMax(k.k8s_namespace_name, k.time) AS k8s_namespace_name, argMax(k.k8s_container_name, k.time) AS k8s_container_name, argMax(k.container_image_name, k.time) AS container_image_name, argMax(k.container_image_tag, k.time) AS container_image_tag, argMax(k.container_image_digest, k.time) AS container_image_digest, argMax(k.container_privileged, k.time) AS container_privileged, argMax(k.k8s_workload_kind, k.time) AS k8s_workload_kind, argMax(k.k8s_workload_name, k.time) AS k8s_workload_name, argMax(k.k8s_owner_kind, k.time) AS k8s_owner_kind, argMax(k.k8s_owner_name, k.time) AS k8s_owner_name, argMax(k.k8s_service_account_name, k.time) AS k8s_service_account_name, argMax(k.k8s_pod_labels, k.time) AS k8s_pod_labels, argMax(k.k8s_pod_annotations, k.time) AS k8s_pod_annotations, argMax(k.k8s_namespace_labels, k.time) AS k8s_namespace_labels, argMax(k.k8s_service_account_identity, k.time) AS k8s_service_account_identity
+    FROM picket.correction AS k
+    GROUP BY on_cluster, on_pod, on_container
+) AS c ON e.cluster = c.on_cluster AND e.k8s_pod_uid = c.on_pod AND e.container_id = c.on_container;
+
+CREATE OR REPLACE VIEW picket.network_corrected AS
+SELECT e.* REPLACE (
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_name) OR empty(e.k8s_pod_name), c.k8s_pod_name, e.k8s_pod_name) AS k8s_pod_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_name) OR empty(e.k8s_namespace_name), c.k8s_namespace_name, e.k8s_namespace_name) AS k8s_namespace_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_container_name) OR empty(e.k8s_container_name), c.k8s_container_name, e.k8s_container_name) AS k8s_container_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_name) OR empty(e.container_image_name), c.container_image_name, e.container_image_name) AS container_image_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_tag) OR empty(e.container_image_tag), c.container_image_tag, e.container_image_tag) AS container_image_tag,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_digest) OR empty(e.container_image_digest), c.container_image_digest, e.container_image_digest) AS container_image_digest,
+    e.container_privileged OR c.container_privileged AS container_privileged,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_kind) OR empty(e.k8s_workload_kind), c.k8s_workload_kind, e.k8s_workload_kind) AS k8s_workload_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_name) OR empty(e.k8s_workload_name), c.k8s_workload_name, e.k8s_workload_name) AS k8s_workload_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_kind) OR empty(e.k8s_owner_kind), c.k8s_owner_kind, e.k8s_owner_kind) AS k8s_owner_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_name) OR empty(e.k8s_owner_name), c.k8s_owner_name, e.k8s_owner_name) AS k8s_owner_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_name) OR empty(e.k8s_service_account_name), c.k8s_service_account_name, e.k8s_service_account_name) AS k8s_service_account_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_labels) OR empty(e.k8s_pod_labels), c.k8s_pod_labels, e.k8s_pod_labels) AS k8s_pod_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_annotations) OR empty(e.k8s_pod_annotations), c.k8s_pod_annotations, e.k8s_pod_annotations) AS k8s_pod_annotations,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_labels) OR empty(e.k8s_namespace_labels), c.k8s_namespace_labels, e.k8s_namespace_labels) AS k8s_namespace_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_identity) OR empty(e.k8s_service_account_identity), c.k8s_service_account_identity, e.k8s_service_account_identity) AS k8s_service_account_identity,
+    if(e.k8s_join = 'unresolved' AND c.k8s_pod_name != '', 'corrected', e.k8s_join) AS k8s_join), e.process_command_line AS process_command_line
+FROM picket.network AS e
+LEFT ANY JOIN (
+    SELECT k.cluster AS on_cluster, k.k8s_pod_uid AS on_pod, k.container_id AS on_container, argMax(k.k8s_pod_name, k.time) AS k8s_pod_name, argMax(k.k8s_namespace_name, k.time) AS k8s_namespace_name, argMax(k.k8s_container_name, k.time) AS k8s_container_name, argMax(k.container_image_name, k.time) AS container_image_name, argMax(k.container_image_tag, k.time) AS container_image_tag, argMax(k.container_image_digest, k.time) AS container_image_digest, argMax(k.container_privileged, k.time) AS container_privileged, argMax(k.k8s_workload_kind, k.time) AS k8s_workload_kind, argMax(k.k8s_workload_name, k.time) AS k8s_workload_name, argMax(k.k8s_owner_kind, k.time) AS k8s_owner_kind, argMax(k.k8s_owner_name, k.time) AS k8s_owner_name, argMax(k.k8s_service_account_name, k.time) AS k8s_service_account_name, argMax(k.k8s_pod_labels, k.time) AS k8s_pod_labels, argMax(k.k8s_pod_annotations, k.time) AS k8s_pod_annotations, argMax(k.k8s_namespace_labels, k.time) AS k8s_namespace_labels, argMax(k.k8s_service_account_identity, k.time) AS k8s_service_account_identity
+    FROM picket.correction AS k
+    GROUP BY on_cluster, on_pod, on_container
+) AS c ON e.cluster = c.on_cluster AND e.k8s_pod_uid = c.on_pod AND e.container_id = c.on_container;
+
+CREATE OR REPLACE VIEW picket.kernel_corrected AS
+SELECT e.* REPLACE (
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_name) OR empty(e.k8s_pod_name), c.k8s_pod_name, e.k8s_pod_name) AS k8s_pod_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_name) OR empty(e.k8s_namespace_name), c.k8s_namespace_name, e.k8s_namespace_name) AS k8s_namespace_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_container_name) OR empty(e.k8s_container_name), c.k8s_container_name, e.k8s_container_name) AS k8s_container_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_name) OR empty(e.container_image_name), c.container_image_name, e.container_image_name) AS container_image_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_tag) OR empty(e.container_image_tag), c.container_image_tag, e.container_image_tag) AS container_image_tag,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_digest) OR empty(e.container_image_digest), c.container_image_digest, e.container_image_digest) AS container_image_digest,
+    e.container_privileged OR c.container_privileged AS container_privileged,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_kind) OR empty(e.k8s_workload_kind), c.k8s_workload_kind, e.k8s_workload_kind) AS k8s_workload_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_name) OR empty(e.k8s_workload_name), c.k8s_workload_name, e.k8s_workload_name) AS k8s_workload_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_kind) OR empty(e.k8s_owner_kind), c.k8s_owner_kind, e.k8s_owner_kind) AS k8s_owner_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_name) OR empty(e.k8s_owner_name), c.k8s_owner_name, e.k8s_owner_name) AS k8s_owner_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_name) OR empty(e.k8s_service_account_name), c.k8s_service_account_name, e.k8s_service_account_name) AS k8s_service_account_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_labels) OR empty(e.k8s_pod_labels), c.k8s_pod_labels, e.k8s_pod_labels) AS k8s_pod_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_annotations) OR empty(e.k8s_pod_annotations), c.k8s_pod_annotations, e.k8s_pod_annotations) AS k8s_pod_annotations,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_labels) OR empty(e.k8s_namespace_labels), c.k8s_namespace_labels, e.k8s_namespace_labels) AS k8s_namespace_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_identity) OR empty(e.k8s_service_account_identity), c.k8s_service_account_identity, e.k8s_service_account_identity) AS k8s_service_account_identity,
+    if(e.k8s_join = 'unresolved' AND c.k8s_pod_name != '', 'corrected', e.k8s_join) AS k8s_join), e.process_command_line AS process_command_line
+FROM picket.kernel AS e
+LEFT ANY JOIN (
+    SELECT k.cluster AS on_cluster, k.k8s_pod_uid AS on_pod, k.container_id AS on_container, argMax(k.k8s_pod_name, k.time) AS k8s_pod_name, argMax(k.k8s_namespace_name, k.time) AS k8s_namespace_name, argMax(k.k8s_container_name, k.time) AS k8s_container_name, argMax(k.container_image_name, k.time) AS container_image_name, argMax(k.container_image_tag, k.time) AS container_image_tag, argMax(k.container_image_digest, k.time) AS container_image_digest, argMax(k.container_privileged, k.time) AS container_privileged, argMax(k.k8s_workload_kind, k.time) AS k8s_workload_kind, argMax(k.k8s_workload_name, k.time) AS k8s_workload_name, argMax(k.k8s_owner_kind, k.time) AS k8s_owner_kind, argMax(k.k8s_owner_name, k.time) AS k8s_owner_name, argMax(k.k8s_service_account_name, k.time) AS k8s_service_account_name, argMax(k.k8s_pod_labels, k.time) AS k8s_pod_labels, argMax(k.k8s_pod_annotations, k.time) AS k8s_pod_annotations, argMax(k.k8s_namespace_labels, k.time) AS k8s_namespace_labels, argMax(k.k8s_service_account_identity, k.time) AS k8s_service_account_identity
+    FROM picket.correction AS k
+    GROUP BY on_cluster, on_pod, on_container
+) AS c ON e.cluster = c.on_cluster AND e.k8s_pod_uid = c.on_pod AND e.container_id = c.on_container;
+
+CREATE OR REPLACE VIEW picket.dns_corrected AS
+SELECT e.* REPLACE (
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_name) OR empty(e.k8s_pod_name), c.k8s_pod_name, e.k8s_pod_name) AS k8s_pod_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_name) OR empty(e.k8s_namespace_name), c.k8s_namespace_name, e.k8s_namespace_name) AS k8s_namespace_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_container_name) OR empty(e.k8s_container_name), c.k8s_container_name, e.k8s_container_name) AS k8s_container_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_name) OR empty(e.container_image_name), c.container_image_name, e.container_image_name) AS container_image_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_tag) OR empty(e.container_image_tag), c.container_image_tag, e.container_image_tag) AS container_image_tag,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.container_image_digest) OR empty(e.container_image_digest), c.container_image_digest, e.container_image_digest) AS container_image_digest,
+    e.container_privileged OR c.container_privileged AS container_privileged,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_kind) OR empty(e.k8s_workload_kind), c.k8s_workload_kind, e.k8s_workload_kind) AS k8s_workload_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_name) OR empty(e.k8s_workload_name), c.k8s_workload_name, e.k8s_workload_name) AS k8s_workload_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_kind) OR empty(e.k8s_owner_kind), c.k8s_owner_kind, e.k8s_owner_kind) AS k8s_owner_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_name) OR empty(e.k8s_owner_name), c.k8s_owner_name, e.k8s_owner_name) AS k8s_owner_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_name) OR empty(e.k8s_service_account_name), c.k8s_service_account_name, e.k8s_service_account_name) AS k8s_service_account_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_labels) OR empty(e.k8s_pod_labels), c.k8s_pod_labels, e.k8s_pod_labels) AS k8s_pod_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_annotations) OR empty(e.k8s_pod_annotations), c.k8s_pod_annotations, e.k8s_pod_annotations) AS k8s_pod_annotations,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_labels) OR empty(e.k8s_namespace_labels), c.k8s_namespace_labels, e.k8s_namespace_labels) AS k8s_namespace_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_identity) OR empty(e.k8s_service_account_identity), c.k8s_service_account_identity, e.k8s_service_account_identity) AS k8s_service_account_identity,
+    if(e.k8s_join = 'unresolved' AND c.k8s_pod_name != '', 'corrected', e.k8s_join) AS k8s_join), e.process_command_line AS process_command_line
+FROM picket.dns AS e
+LEFT ANY JOIN (
+    SELECT k.cluster AS on_cluster, k.k8s_pod_uid AS on_pod, k.container_id AS on_container, argMax(k.k8s_pod_name, k.time) AS k8s_pod_name, argMax(k.k8s_namespace_name, k.time) AS k8s_namespace_name, argMax(k.k8s_container_name, k.time) AS k8s_container_name, argMax(k.container_image_name, k.time) AS container_image_name, argMax(k.container_image_tag, k.time) AS container_image_tag, argMax(k.container_image_digest, k.time) AS container_image_digest, argMax(k.container_privileged, k.time) AS container_privileged, argMax(k.k8s_workload_kind, k.time) AS k8s_workload_kind, argMax(k.k8s_workload_name, k.time) AS k8s_workload_name, argMax(k.k8s_owner_kind, k.time) AS k8s_owner_kind, argMax(k.k8s_owner_name, k.time) AS k8s_owner_name, argMax(k.k8s_service_account_name, k.time) AS k8s_service_account_name, argMax(k.k8s_pod_labels, k.time) AS k8s_pod_labels, argMax(k.k8s_pod_annotations, k.time) AS k8s_pod_annotations, argMax(k.k8s_namespace_labels, k.time) AS k8s_namespace_labels, argMax(k.k8s_service_account_identity, k.time) AS k8s_service_account_identity
+    FROM picket.correction AS k
+    GROUP BY on_cluster, on_pod, on_container
+) AS c ON e.cluster = c.on_cluster AND e.k8s_pod_uid = c.on_pod AND e.container_id = c.on_container;
+
+CREATE OR REPLACE VIEW picket.audit_corrected AS
+SELECT e.* REPLACE (
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_name) OR empty(e.k8s_pod_name), c.k8s_pod_name, e.k8s_pod_name) AS k8s_pod_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_name) OR empty(e.k8s_namespace_name), c.k8s_namespace_name, e.k8s_namespace_name) AS k8s_namespace_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_kind) OR empty(e.k8s_workload_kind), c.k8s_workload_kind, e.k8s_workload_kind) AS k8s_workload_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_workload_name) OR empty(e.k8s_workload_name), c.k8s_workload_name, e.k8s_workload_name) AS k8s_workload_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_kind) OR empty(e.k8s_owner_kind), c.k8s_owner_kind, e.k8s_owner_kind) AS k8s_owner_kind,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_owner_name) OR empty(e.k8s_owner_name), c.k8s_owner_name, e.k8s_owner_name) AS k8s_owner_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_name) OR empty(e.k8s_service_account_name), c.k8s_service_account_name, e.k8s_service_account_name) AS k8s_service_account_name,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_labels) OR empty(e.k8s_pod_labels), c.k8s_pod_labels, e.k8s_pod_labels) AS k8s_pod_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_pod_annotations) OR empty(e.k8s_pod_annotations), c.k8s_pod_annotations, e.k8s_pod_annotations) AS k8s_pod_annotations,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_namespace_labels) OR empty(e.k8s_namespace_labels), c.k8s_namespace_labels, e.k8s_namespace_labels) AS k8s_namespace_labels,
+    if(e.k8s_join = 'unresolved' AND notEmpty(c.k8s_service_account_identity) OR empty(e.k8s_service_account_identity), c.k8s_service_account_identity, e.k8s_service_account_identity) AS k8s_service_account_identity,
+    if(e.k8s_join = 'unresolved' AND c.k8s_pod_name != '', 'corrected', e.k8s_join) AS k8s_join)
+FROM picket.audit AS e
+LEFT ANY JOIN (
+    SELECT k.cluster AS on_cluster, k.k8s_pod_uid AS on_pod, k.container_id AS on_container, argMax(k.k8s_pod_name, k.time) AS k8s_pod_name, argMax(k.k8s_namespace_name, k.time) AS k8s_namespace_name, argMax(k.k8s_workload_kind, k.time) AS k8s_workload_kind, argMax(k.k8s_workload_name, k.time) AS k8s_workload_name, argMax(k.k8s_owner_kind, k.time) AS k8s_owner_kind, argMax(k.k8s_owner_name, k.time) AS k8s_owner_name, argMax(k.k8s_service_account_name, k.time) AS k8s_service_account_name, argMax(k.k8s_pod_labels, k.time) AS k8s_pod_labels, argMax(k.k8s_pod_annotations, k.time) AS k8s_pod_annotations, argMax(k.k8s_namespace_labels, k.time) AS k8s_namespace_labels, argMax(k.k8s_service_account_identity, k.time) AS k8s_service_account_identity
+    FROM picket.correction AS k
+    GROUP BY on_cluster, on_pod, on_container
+) AS c ON e.cluster = c.on_cluster AND e.k8s_pod_uid = c.on_pod AND '' = c.on_container;
 

@@ -195,7 +195,7 @@ func (c *correlator) feed(fed []correlation.Match) error {
 		from = to
 	}
 	for some := range slices.Chunk(out, publishWindow) {
-		if err := c.d.send(schemas.StreamMatch, some, func(int) {}); err != nil {
+		if err := c.d.send(schemas.StreamMatch, some, func(int, *jetstream.PubAck) {}); err != nil {
 			return fmt.Errorf("publish matches: %w", err)
 		}
 	}

@@ -157,6 +157,10 @@ func (d *detector) consume(ctx context.Context) error {
 			d.settle(m, err)
 			return
 		}
+		if b.Class() == schemas.Correction {
+			wg.Go(func() { d.settle(m, d.correct(m.Data())) })
+			return
+		}
 		d.useRules(d.keeper.set())
 		d.metrics.events.WithLabelValues(b.Class().String()).Add(float64(b.Rows()))
 		d.selector.observe(b)
@@ -219,22 +223,32 @@ func (d *detector) publish(found []*schemas.Finding, again bool) error {
 			}
 			out[i] = msg
 		}
-		if err := d.send(schemas.StreamAlerts, out, func(i int) {
+		sequences := make([]uint64, len(some))
+		if err := d.send(schemas.StreamAlerts, out, func(i int, ack *jetstream.PubAck) {
 			f := some[i]
+			sequences[i] = ack.Sequence
+			if ack.Duplicate {
+				return
+			}
 			d.metrics.alerts.WithLabelValues(f.Unmapped.Rule, f.SeverityID.String()).Inc()
-			if f.Unmapped.Correlation == nil { // of those correlator tells
+			if f.Unmapped.Correlation == nil && f.Metadata.Sequence == 1 { // of those correlator tells
 				d.metrics.latency.Observe(time.Since(f.Unmapped.Time).Seconds())
 			}
 		}); err != nil {
 			return fmt.Errorf("publish findings: %w", err)
+		}
+		for i, f := range some {
+			if err := d.corrigible(f, sequences[i]); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
 // send publishes at most publishWindow messages together and returns when the stream
-// has all of them; stored is told of those that it did not have before.
-func (d *detector) send(stream string, out []*nats.Msg, stored func(i int)) error {
+// has all of them; stored is told of each.
+func (d *detector) send(stream string, out []*nats.Msg, stored func(i int, ack *jetstream.PubAck)) error {
 	if err := d.room.Acquire(context.Background(), int64(len(out))); err != nil {
 		return err // the context does not end
 	}
@@ -250,9 +264,7 @@ func (d *detector) send(stream string, out []*nats.Msg, stored func(i int)) erro
 	for i, f := range futures {
 		select {
 		case ack := <-f.Ok():
-			if !ack.Duplicate {
-				stored(i)
-			}
+			stored(i, ack)
 		case err := <-f.Err():
 			errs = append(errs, err)
 		}

@@ -64,8 +64,8 @@ func benchMetadata(pods int) *metadata {
 			labels[fmt.Sprintf("app.kubernetes.io/label-%d", i)] = fmt.Sprintf("value-%d-of-%d", i, p)
 		}
 		x.setOwner(fmt.Sprint("rs", p), ref{"Deployment", fmt.Sprint("deploy-", p), fmt.Sprint("d", p)})
-		x.setPod(&pod{uid: benchUID(p), namespace: fmt.Sprint("ns-", p%10), name: fmt.Sprintf("deploy-%d-7d9f8-abcde", p), node: "n1", serviceAccount: "default",
-			controller: ref{"ReplicaSet", fmt.Sprintf("deploy-%d-7d9f8", p), fmt.Sprint("rs", p)}, labels: labelPairs(labels),
+		x.setPod(&pod{head: head{uid: benchUID(p), namespace: fmt.Sprint("ns-", p%10), name: fmt.Sprintf("deploy-%d-7d9f8-abcde", p)}, node: "n1", serviceAccount: "default",
+			controller: ref{"ReplicaSet", fmt.Sprintf("deploy-%d-7d9f8", p), fmt.Sprint("rs", p)}, labels: testReader().pairs(labels, allowList{"*"}), templateHash: "7d9f8",
 			instances: []instance{{benchContainer(p), container{"app", "registry.example.com/team/app", "v1.2.3", "sha256:" + benchContainer(p), false}}},
 			addresses: []address{batch.IPv4([4]byte{10, 0, byte(p / 250), byte(p % 250)})}, since: 1})
 	}
@@ -75,7 +75,13 @@ func benchMetadata(pods int) *metadata {
 // BenchmarkEnrich measures what an event costs: the join alone, and the whole
 // way from the bytes of a raw message to those of an enriched one.
 func BenchmarkEnrich(b *testing.B) {
-	const rows, pods = 1000, 30
+	for _, rows := range []int{10, 100, 1000} {
+		b.Run(fmt.Sprintf("rows=%d", rows), func(b *testing.B) { benchmarkEnrich(b, rows) })
+	}
+}
+
+func benchmarkEnrich(b *testing.B, rows int) {
+	const pods = 30
 	for _, c := range []schemas.Class{schemas.Process, schemas.Network} {
 		for _, meta := range []*metadata{nil, benchMetadata(pods)} {
 			name := c.String() + "/host"
@@ -95,7 +101,7 @@ func BenchmarkEnrich(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
-				b.ReportMetric(float64(b.N)*rows/b.Elapsed().Seconds(), "rows/s")
+				b.ReportMetric(float64(b.N*rows)/b.Elapsed().Seconds(), "rows/s")
 			})
 			b.Run(name+"/whole", func(b *testing.B) {
 				b.ReportAllocs()
@@ -109,16 +115,37 @@ func BenchmarkEnrich(b *testing.B) {
 					if err != nil {
 						b.Fatal(err)
 					}
-					parts, _, err := encode(out)
+					parts, _, err := e.encode(out)
 					if err != nil {
 						b.Fatal(err)
 					}
 					size = len(parts[0].Data)
 				}
-				b.ReportMetric(float64(b.N)*rows/b.Elapsed().Seconds(), "rows/s")
-				b.ReportMetric(float64(len(enc[0].Data))/rows, "B/row-in")
-				b.ReportMetric(float64(size)/rows, "B/row-out")
+				b.ReportMetric(float64(b.N*rows)/b.Elapsed().Seconds(), "rows/s")
+				b.ReportMetric(float64(len(enc[0].Data))/float64(rows), "B/row-in")
+				b.ReportMetric(float64(size)/float64(rows), "B/row-out")
 			})
+		}
+	}
+}
+
+// TestJoinAllocatesByBatch: what joining allocates does not grow with the
+// events of a batch, nor with what is known of their pods.
+func TestJoinAllocatesByBatch(t *testing.T) {
+	e := newEnricher(benchMetadata(30))
+	for _, c := range []schemas.Class{schemas.Process, schemas.Network} {
+		var allocs []float64
+		for _, rows := range []int{200, 4000} {
+			raw := typical(c, rows, 30)
+			allocs = append(allocs, testing.AllocsPerRun(20, func() {
+				if _, err := e.Enrich(raw, "test", "n1"); err != nil {
+					t.Fatal(err)
+				}
+			}))
+		}
+		t.Logf("%s: %.0f allocations for 200 events, %.0f for 4,000", c, allocs[0], allocs[1])
+		if allocs[1] > allocs[0]+5 {
+			t.Errorf("%s: %.0f allocations for 200 events, %.0f for 4,000", c, allocs[0], allocs[1])
 		}
 	}
 }
@@ -142,7 +169,7 @@ func BenchmarkService(b *testing.B) {
 			b.ResetTimer()
 			background(b, func(ctx context.Context) error { return Run(ctx, cfg) })
 			eventually(b, "all are settled", func() bool { return pending(b, admin) == 0 })
-			b.ReportMetric(float64(b.N)*rows/b.Elapsed().Seconds(), "rows/s")
+			b.ReportMetric(float64(b.N*rows)/b.Elapsed().Seconds(), "rows/s")
 		})
 	}
 }

@@ -3,6 +3,7 @@ package enricher
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"picket/internal/bus"
@@ -29,6 +30,11 @@ type KubernetesConfig struct {
 	DeletedKept time.Duration `yaml:"deleted_kept" doc:"How long deleted pods (and their owners and addresses) stay known, 0 to 24h."`
 	DeletedMax  int           `yaml:"deleted_max" doc:"How many deleted objects stay known at most, 1 to 1000000; the oldest go first."`
 
+	Labels              []string `yaml:"labels" doc:"Labels of pods that their events carry, by key; one that ends in * stands for all that begin so. [] leaves labels out."`
+	Annotations         []string `yaml:"annotations" doc:"Annotations of pods that their events carry, in the same way."`
+	NamespaceLabels     []string `yaml:"namespace_labels" doc:"Labels of namespaces that the events of their pods carry, in the same way."`
+	IdentityAnnotations []string `yaml:"identity_annotations" doc:"Annotations of service accounts that name the cloud identity they stand for, by key; the first that is there counts."`
+
 	WaitForPod time.Duration `yaml:"wait_for_pod" doc:"How long a batch waits for a pod that the API has not shown yet, 0 to 10s. Only its own node and class wait with it."`
 	HeldMax    int           `yaml:"held_max" doc:"Batches in hand above which none waits, 1 to 10000."`
 	HeldBytes  int64         `yaml:"held_bytes" doc:"Bytes in hand above which no batch waits, at least 1 MiB."`
@@ -41,7 +47,9 @@ func DefaultConfig() Config {
 		Cluster: "default",
 		Kubernetes: KubernetesConfig{
 			SyncTimeout: 30 * time.Second, DeletedKept: 10 * time.Minute, DeletedMax: 20000,
-			WaitForPod: 2 * time.Second, HeldMax: 128, HeldBytes: 32 << 20,
+			Labels: []string{"*"}, Annotations: []string{}, NamespaceLabels: []string{},
+			IdentityAnnotations: []string{"eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id"},
+			WaitForPod:          2 * time.Second, HeldMax: 128, HeldBytes: 32 << 20,
 		},
 	}
 }
@@ -65,6 +73,16 @@ func (c Config) Validate() error {
 	duration("sync_timeout", k.SyncTimeout, 10*time.Minute)
 	duration("deleted_kept", k.DeletedKept, 24*time.Hour)
 	duration("wait_for_pod", k.WaitForPod, 10*time.Second)
+	for key, list := range map[string][]string{"labels": k.Labels, "annotations": k.Annotations, "namespace_labels": k.NamespaceLabels, "identity_annotations": k.IdentityAnnotations} {
+		if len(list) > maxLabels {
+			bad("kubernetes.%s has %d keys: use at most %d", key, len(list), maxLabels)
+		}
+		for _, l := range list {
+			if prefix, star := strings.CutSuffix(l, "*"); l == "" || strings.Contains(prefix, "*") || star && key == "identity_annotations" {
+				bad("kubernetes.%s: %q is no key; * stands at the end alone, and in identity_annotations nowhere", key, l)
+			}
+		}
+	}
 	if k.DeletedMax < 1 || k.DeletedMax > 1e6 {
 		bad("kubernetes.deleted_max is %d: use 1 to 1000000", k.DeletedMax)
 	}

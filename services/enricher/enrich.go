@@ -66,6 +66,9 @@ type Enricher struct {
 	targets  []target          // the distinct actors of the batch
 	rows     []uint16          // actor of each row
 	seen     map[uint64]uint16 // actor by dictionary entries of pod UID and container id
+	services []string          // scratch
+	decoder  batch.Decoder
+	encoder  batch.Encoder
 	last     stats
 }
 
@@ -78,9 +81,20 @@ type target struct {
 	// What is not known is empty.
 	podName, namespace, serviceAccount string
 	workloadKind, workloadName         string
-	labels                             []string
+	ownerKind, ownerName               string
+	labels, annotations, ofNamespace   []string
+	identity                           string
 	container                          container
 	unknownContainer                   bool // the pod is known, the container not
+
+	// Names of the event's cluster and node, where more may be known of it later.
+	cluster, nodeName string
+}
+
+// later reports whether more may be known of the actor when the API server has
+// shown its pod, or its container.
+func (t *target) later() bool {
+	return t.outcome == outcomeUnknown || t.outcome == outcomeNotSynced || t.outcome == outcomeResolved && t.unknownContainer && t.container.name == ""
 }
 
 // New returns an Enricher without a cluster: events of the host are marked as
@@ -109,7 +123,7 @@ func (e *Enricher) Enrich(b *batch.Batch, cluster, node string) (*batch.Batch, e
 	}
 	e.actors(b)
 	e.resolve(b, cluster, node)
-	return b.Join(e.fill(b, cluster))
+	return b.Join(e.fill(b, cluster, node))
 }
 
 var enrichedColumns = columnsByClass(func(f *schemas.Field) bool { return f.Enriched })
@@ -221,7 +235,7 @@ func (e *Enricher) resolve(b *batch.Batch, cluster, node string) {
 		t := &e.targets[i]
 		var p *pod
 		if covered {
-			p = e.meta.find(t.podUID, t.containerID)
+			p = e.meta.running(t.podUID, t.containerID)
 		}
 		switch {
 		case p == nil && t.podUID == "":
@@ -232,25 +246,65 @@ func (e *Enricher) resolve(b *batch.Batch, cluster, node string) {
 			t.outcome = outcomeNotSynced
 		case p == nil:
 			t.outcome = outcomeUnknown
-		case !audit && !strings.EqualFold(p.node, node):
-			// One node cannot speak for another's pods.
-			t.outcome = outcomeForeignNode
-		default:
+		case e.meta.describe(t, p, node, b.Str(schemas.ContainerName, t.firstRow), audit):
 			t.outcome = outcomeResolved
-			t.podName, t.namespace, t.serviceAccount, t.labels = p.name, p.namespace, p.serviceAccount, p.labels
-			t.workloadKind, t.workloadName = e.meta.workload(p)
-			if c := p.instance(t.containerID); c != nil {
-				t.container = *c
-			}
-			t.unknownContainer = t.containerID != "" && t.container.name == ""
+		default:
+			t.outcome = outcomeForeignNode
 		}
 		if !audit && t.outcome != outcomeForeignNode {
 			t.sensed(b)
+		}
+		if t.later() {
+			t.cluster, t.nodeName = b.Str(schemas.Cluster, t.firstRow), node
+			if audit {
+				t.nodeName = ""
+			}
 		}
 		if audit && t.podUID != "" && t.outcome != outcomeResolved {
 			t.podName, t.namespace, t.serviceAccount = tokenPod(b, t.firstRow)
 		}
 	}
+}
+
+// describe takes what is known of a pod. It returns false if the pod runs on
+// another node than the event's: one node cannot speak for another's pods. name
+// is the container's, if its runtime tells. It needs the read lock.
+func (m *metadata) describe(t *target, p *pod, node, name string, audit bool) bool {
+	if !audit && !strings.EqualFold(p.node, node) {
+		return false
+	}
+	t.podName, t.namespace, t.serviceAccount, t.labels, t.annotations = p.name, p.namespace, p.serviceAccount, p.labels, p.annotations
+	t.workloadKind, t.workloadName = m.workload(p)
+	t.ownerKind, t.ownerName = m.owner(p)
+	t.ofNamespace, t.identity = m.labels[p.namespace], m.identity(p)
+	if c := p.instance(t.containerID); c != nil {
+		t.container = *c
+	} else if c := p.specOf(name); c != nil && t.containerID != "" {
+		// The kubelet has not reported it yet; the runtime says which it is.
+		t.container = *c
+	}
+	t.unknownContainer = t.containerID != "" && t.container.name == ""
+	return true
+}
+
+// write sets the columns that say what the actor is.
+func (t *target) write(out *batch.Builder) {
+	out.Str(schemas.PodName, t.podName)
+	out.Str(schemas.Namespace, t.namespace)
+	out.Str(schemas.ServiceAccount, t.serviceAccount)
+	out.Str(schemas.WorkloadKind, t.workloadKind)
+	out.Str(schemas.WorkloadName, t.workloadName)
+	out.Str(schemas.OwnerKind, t.ownerKind)
+	out.Str(schemas.OwnerName, t.ownerName)
+	out.Pairs(schemas.PodLabels, t.labels)
+	out.Pairs(schemas.PodAnnotations, t.annotations)
+	out.Pairs(schemas.NamespaceLabels, t.ofNamespace)
+	out.Str(schemas.CloudIdentity, t.identity)
+	out.Str(schemas.K8sContainerName, t.container.name)
+	out.Str(schemas.ContainerImage, t.container.image)
+	out.Str(schemas.ContainerImageTag, t.container.tag)
+	out.Str(schemas.ContainerImageHash, t.container.digest)
+	out.Bool(schemas.ContainerPriv, t.container.privileged)
 }
 
 // sensed takes what the container runtime says, by the sensor, where Kubernetes
@@ -290,17 +344,22 @@ func tokenPod(b *batch.Batch, row int) (pod, namespace, serviceAccount string) {
 }
 
 // fill builds the enriched columns.
-func (e *Enricher) fill(b *batch.Batch, cluster string) *batch.Builder {
+func (e *Enricher) fill(b *batch.Batch, cluster, node string) *batch.Builder {
 	out := e.builders[b.Class()]
 	if out == nil {
 		out = batch.NewBuilder(b.Class(), enrichedColumns[b.Class()])
 		e.builders[b.Class()] = out
 	}
 	out.Reset()
-	peers := b.Class() == schemas.Network && e.meta.covers(cluster)
-	if peers {
+	covered, synced := e.meta.covers(cluster), false
+	var at place
+	if covered {
+		synced = e.meta.synced()
 		e.meta.RLock()
 		defer e.meta.RUnlock()
+		if n := e.meta.places[node]; n != nil && b.Class() != schemas.Audit {
+			at = n.place
+		}
 	}
 	for r, n := range e.rows {
 		t := &e.targets[n]
@@ -309,27 +368,37 @@ func (e *Enricher) fill(b *batch.Batch, cluster string) *batch.Builder {
 			e.last.unknownContainer++
 		}
 		out.Str(schemas.Join, t.outcome.join())
-		out.Str(schemas.PodName, t.podName)
-		out.Str(schemas.Namespace, t.namespace)
-		out.Str(schemas.ServiceAccount, t.serviceAccount)
-		out.Str(schemas.WorkloadKind, t.workloadKind)
-		out.Str(schemas.WorkloadName, t.workloadName)
-		out.Pairs(schemas.PodLabels, t.labels)
-		out.Str(schemas.K8sContainerName, t.container.name)
-		out.Str(schemas.ContainerImage, t.container.image)
-		out.Str(schemas.ContainerImageTag, t.container.tag)
-		out.Str(schemas.ContainerImageHash, t.container.digest)
-		out.Bool(schemas.ContainerPriv, t.container.privileged)
-		if peers {
-			if a, ok := b.Bytes16(schemas.NetPeerAddress, r); ok {
-				kind, name := e.meta.peer(a, b.Int(schemas.EventTime, r))
-				out.Str(schemas.PeerKind, kind)
-				out.Str(schemas.PeerName, name)
-			}
+		t.write(out)
+		out.Str(schemas.NodeZone, at.zone)
+		out.Str(schemas.NodeRegion, at.region)
+		out.Str(schemas.NodeType, at.instanceType)
+		if b.Class() == schemas.Network {
+			e.peer(out, b, r, covered, synced)
 		}
 		out.EndRow()
 	}
 	return out
+}
+
+// peer says what the remote address of a row is.
+func (e *Enricher) peer(out *batch.Builder, b *batch.Batch, row int, covered, synced bool) {
+	a, ok := b.Bytes16(schemas.NetPeerAddress, row)
+	if !ok {
+		return
+	}
+	kind, name := "", ""
+	e.services = e.services[:0]
+	if covered {
+		kind, name, e.services = e.meta.peer(a, uint16(b.Uint(schemas.NetPeerPort, row)), b.Int(schemas.EventTime, row), e.services)
+		if !synced && (kind == kindPrivate || kind == kindOutside) {
+			kind = "" // it may be something that is not known yet
+		}
+	} else {
+		kind, name = wellKnown(a)
+	}
+	out.Str(schemas.PeerKind, kind)
+	out.Str(schemas.PeerName, name)
+	out.List(schemas.PeerServices, e.services)
 }
 
 // wanted is a pod that a batch has an event of, by its UID and a container's id.
@@ -347,7 +416,7 @@ func (e *Enricher) missing(b *batch.Batch, cluster string) []wanted {
 	uids := c.Dictionary().(*array.String)
 	known := true
 	for i := range uids.Len() {
-		known = known && (uids.Value(i) == "" || e.meta.find(uids.Value(i), "") != nil)
+		known = known && (uids.Value(i) == "" || e.meta.traced(uids.Value(i), "") != nil)
 	}
 	if known {
 		return nil
@@ -355,7 +424,7 @@ func (e *Enricher) missing(b *batch.Batch, cluster string) []wanted {
 	e.actors(b)
 	var out []wanted
 	for _, t := range e.targets {
-		if t.podUID != "" && e.meta.find(t.podUID, t.containerID) == nil {
+		if t.podUID != "" && e.meta.traced(t.podUID, t.containerID) == nil {
 			out = append(out, wanted{strings.Clone(t.podUID), strings.Clone(t.containerID)})
 		}
 	}

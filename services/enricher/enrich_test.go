@@ -24,15 +24,15 @@ import (
 func testMetadata(synced bool) *metadata {
 	x := newIndex(time.Minute, 100)
 	x.setOwner("rs", ref{"Deployment", "web", "d"})
-	x.setPod(toPod(webPod()))
-	x.setPod(toPod(&corev1.Pod{
+	x.setPod(testReader().pod(webPod()))
+	x.setPod(testReader().pod(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "etcd-n1", Namespace: "kube-system", UID: "mirror", Annotations: map[string]string{annotationHash: "hash", annotationMirror: "hash"},
 			OwnerReferences: []metav1.OwnerReference{{Kind: "Node", Name: "n1", UID: "n1", Controller: yes()}}},
 		Spec:   corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "etcd", Image: "registry.k8s.io/etcd:3.6"}}},
 		Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "etcd", ContainerID: "containerd://etcd1"}}},
 	}))
 	x.setOther("s", "service", "shop/web", 0, []address{ip(2)})
-	x.setOther("n", "node", "node1.example.com", 0, []address{ip(3)})
+	x.setNode(&nodeObject{head: head{uid: "n", name: "node1.example.com"}, addresses: []address{ip(3)}})
 	return &metadata{index: x, cluster: "test", synced: func() bool { return synced }}
 }
 
@@ -99,8 +99,11 @@ func TestEnrich(t *testing.T) {
 		{name: "connect to a service", class: schemas.Network, ev: event{peer: ip(2), time: 2000e9}, want: map[string]string{"k8s_join": "host", "network_peer_kind": "service", "network_peer_name": "shop/web"}},
 		{name: "connect to a node", class: schemas.Network, ev: event{peer: ip(3), time: 2000e9}, want: map[string]string{"k8s_join": "host", "network_peer_kind": "node", "network_peer_name": "node1.example.com"}},
 		{name: "connect to a pod", class: schemas.Network, ev: event{peer: ip(1), time: 2000e9}, want: map[string]string{"k8s_join": "host", "network_peer_kind": "pod", "network_peer_name": "shop/web-1-a"}},
-		{name: "connect to a pod before it was", class: schemas.Network, ev: event{peer: ip(1), time: 900e9}, want: host},
-		{name: "connect outside", class: schemas.Network, ev: event{peer: ip(99), time: 2000e9}, want: host},
+		{name: "connect to a pod before it was", class: schemas.Network, ev: event{peer: ip(1), time: 900e9}, want: map[string]string{"k8s_join": "host", "network_peer_kind": "private"}},
+		{name: "connect outside", class: schemas.Network, ev: event{peer: batch.IPv4([4]byte{8, 8, 8, 8}), time: 2000e9}, want: map[string]string{"k8s_join": "host", "network_peer_kind": "outside"}},
+		{name: "connect outside, not synced", class: schemas.Network, meta: testMetadata(false), ev: event{peer: batch.IPv4([4]byte{8, 8, 8, 8}), time: 2000e9}, want: host},
+		{name: "another cluster's metadata address", class: schemas.Network, cluster: "other", ev: event{peer: batch.IPv4([4]byte{169, 254, 169, 254})}, want: map[string]string{"k8s_join": "host", "network_peer_kind": "metadata", "network_peer_name": "instance metadata"}},
+		{name: "sandbox named by the runtime", ev: event{podUID: "u1", containerID: "early", name: "starting"}, want: web("k8s_container_name", "starting", "container_image_name", "docker.io/library/b", "container_image_tag", "latest"), outcome: outcomeResolved},
 		{name: "another cluster's addresses", class: schemas.Network, cluster: "other", ev: event{peer: ip(2), time: 2000e9}, want: host},
 
 		{name: "a person's call", class: schemas.Audit, ev: event{user: "alice", extra: "{}"}, want: host},
@@ -172,7 +175,10 @@ func TestEnrichMixed(t *testing.T) {
 // TestEnrichDropsForged: columns that the enricher adds do not pass from a
 // sender, whatever the class and outcome.
 func TestEnrichDropsForged(t *testing.T) {
-	for _, c := range schemas.Classes() {
+	for _, c := range schemas.Classes() { // but that of corrections, which no sender may send
+		if c == schemas.Correction {
+			continue
+		}
 		var all []schemas.FieldID // of other classes too
 		for id := range schemas.FieldID(schemas.NumFields()) {
 			if !id.Field().Stored {
@@ -398,7 +404,7 @@ func TestEncodeLeavesOut(t *testing.T) {
 			for l := range 10 {
 				labels[benchUID(i*10+l)] = benchContainer(i * l)
 			}
-			x.setPod(&pod{uid: uid, name: "p", namespace: "n", node: "n", labels: labelPairs(labels)})
+			x.setPod(&pod{head: head{uid: uid, name: "p", namespace: "n"}, node: "n", labels: testReader().pairs(labels, allowList{"*"})})
 		}
 		rows = append(rows, event{cluster: "test", node: "n", podUID: benchUID(i * 7 % 2000)})
 	}
@@ -407,7 +413,7 @@ func TestEncodeLeavesOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	parts, leftOut, err := encode(joined)
+	parts, leftOut, err := new(Enricher).encode(joined)
 	if err != nil || len(parts) != 1 || leftOut != "labels" {
 		t.Fatalf("%d parts, left out %q: %v", len(parts), leftOut, err)
 	}

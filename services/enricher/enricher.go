@@ -67,6 +67,8 @@ func (s *server) run(ctx context.Context) error {
 	if s.watcher != nil {
 		defer s.disconnect()
 		g.Go(func() error { return s.watcher.run(work) })
+		g.Go(func() error { return s.shared.run(work) })
+		g.Go(func() error { return s.corrector.run(work) })
 	}
 	err := s.consume(ctx, work, stopWork)
 	stopWork()
@@ -82,10 +84,12 @@ type server struct {
 	health  *health.Reporter
 	runID   string
 
-	// Without a cluster these three are nil.
+	// Without a cluster these are nil.
 	watcher    *watcher
 	disconnect func()
 	meta       *metadata
+	corrector  *corrector
+	shared     *shared
 
 	// enrichers are taken by a lane while it decodes, joins and encodes: as
 	// many as there are processors.
@@ -130,15 +134,21 @@ func newServer(cfg Config, rt *service.Runtime) (*server, error) {
 	}
 	if cfg.Kubernetes.Enabled {
 		var client kubernetes.Interface
-		if client, s.disconnect, err = connect(cfg.Kubernetes, s.requestFailed); err != nil {
-			return nil, err
-		}
 		x := newIndex(cfg.Kubernetes.DeletedKept, cfg.Kubernetes.DeletedMax)
-		if s.watcher, err = newWatcher(client, x, rt.Log); err != nil {
+		if client, x.configured, s.disconnect, err = connect(cfg.Kubernetes, s.requestFailed); err != nil {
 			return nil, err
 		}
-		s.meta = &metadata{index: x, cluster: schemas.Token(cfg.Cluster), synced: s.watcher.synced}
+		r := newReader(cfg.Kubernetes)
+		if s.watcher, err = newWatcher(client, r, x, rt.Log); err != nil {
+			return nil, err
+		}
+		s.shared = newShared(rt.Bus, x, s.metrics, cfg.Cluster, cfg.Kubernetes.DeletedKept, &r.words, s.warn)
+		s.shared.listed, s.watcher.shared = s.watcher.listed, s.shared
+		s.meta = &metadata{index: x, cluster: schemas.Token(cfg.Cluster), synced: s.synced}
 		s.metrics.watch(rt.Metrics, x, s.watcher)
+		if s.corrector, err = newCorrector(s); err != nil {
+			return nil, err
+		}
 		rt.SetReady("kubernetes", s.ready)
 	}
 	for range cap(s.enrichers) {
@@ -150,7 +160,11 @@ func newServer(cfg Config, rt *service.Runtime) (*server, error) {
 // consume works until ctx ends, and then at most stopGrace on what it has in
 // hand; work is what it works under.
 func (s *server) consume(ctx, work context.Context, stopWork context.CancelFunc) error {
-	if err := s.rt.Verify(ctx, schemas.StreamRaw, schemas.StreamEvents, schemas.StreamDead); err != nil {
+	needs := []string{schemas.StreamRaw, schemas.StreamEvents, schemas.StreamDead}
+	if s.watcher != nil {
+		needs = append(needs, "KV_"+schemas.BucketMetadata)
+	}
+	if err := s.rt.Verify(ctx, needs...); err != nil {
 		return err
 	}
 	if s.watcher != nil {
@@ -168,8 +182,12 @@ func (s *server) consume(ctx, work context.Context, stopWork context.CancelFunc)
 func (s *server) awaitMetadata(ctx context.Context) {
 	start := time.Now()
 	patience := s.cfg.Kubernetes.SyncTimeout
+	synced := s.waitSynced(ctx, patience)
 	switch {
-	case s.watcher.waitSynced(ctx, patience):
+	case synced && !s.watcher.synced():
+		pods, deleted := s.meta.counts()
+		s.rt.Log.Info("kubernetes metadata as other replicas know it, until the API server has shown its own", "bucket", schemas.BucketMetadata, "pods", pods, "deleted", deleted, "seconds", time.Since(start).Seconds())
+	case synced:
 		pods, _ := s.meta.counts()
 		uid := ""
 		if p := s.watcher.cluster.Load(); p != nil {
@@ -186,10 +204,27 @@ func (s *server) awaitMetadata(ctx context.Context) {
 // ready is the readiness check: the metadata is complete, or was waited for in
 // vain and events are passed on without.
 func (s *server) ready() error {
-	if s.gaveUp.Load() {
+	if s.gaveUp.Load() || s.shared.restored.Load() {
 		return nil
 	}
 	return s.watcher.ready()
+}
+
+// synced reports whether the metadata is complete: the API server has shown all
+// of it once, or other replicas had all of it.
+func (s *server) synced() bool { return s.watcher.synced() || s.shared.restored.Load() }
+
+// waitSynced waits until the metadata is complete, ctx ends or patience is out,
+// and reports whether it is complete.
+func (s *server) waitSynced(ctx context.Context, patience time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for !s.synced() {
+		if !pause(ctx, 50*time.Millisecond) {
+			return false
+		}
+	}
+	return true
 }
 
 // requestFailed counts a failed request to the Kubernetes API.

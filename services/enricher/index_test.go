@@ -2,6 +2,9 @@ package enricher
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,6 +21,7 @@ func TestWorkload(t *testing.T) {
 		controller ref
 		labels     map[string]string
 		kind, top  string
+		owner      string // kind/name of what is above
 	}{
 		{name: "bare pod", kind: "Pod", top: "p"},
 		{name: "static pod", controller: ref{"Node", "n1", "node"}, kind: "Pod", top: "p"},
@@ -34,6 +38,9 @@ func TestWorkload(t *testing.T) {
 		{name: "stateful set", controller: ref{"StatefulSet", "db", "ss"}, kind: "StatefulSet", top: "db"},
 		{name: "custom owner", controller: ref{"Workflow", "etl", "w"}, kind: "Workflow", top: "etl"},
 		{name: "owners in a circle", owners: map[string]ref{"a": {"Job", "b", "b"}, "b": {"Job", "a", "a"}}, controller: ref{"Job", "a", "a"}, kind: "Job", top: "a"},
+		{name: "deployment of an operator", owners: map[string]ref{"rs": {"Deployment", "web", "d"}, "d": {"Shop", "main", "s"}}, controller: ref{"ReplicaSet", "web-7d9f8", "rs"}, kind: "Deployment", top: "web", owner: "Shop/main"},
+		{name: "stateful set of an operator", owners: map[string]ref{"ss": {"Postgres", "db", "p"}}, controller: ref{"StatefulSet", "db", "ss"}, kind: "StatefulSet", top: "db", owner: "Postgres/db"},
+		{name: "daemon sets in a circle", owners: map[string]ref{"a": {"DaemonSet", "b", "b"}, "b": {"DaemonSet", "a", "a"}}, controller: ref{"DaemonSet", "a", "a"}, kind: "DaemonSet", top: "a"},
 		{name: "same name, another uid", owners: map[string]ref{"older": {"CronJob", "backup", "c"}}, controller: ref{"Job", "backup-1", "newer"}, kind: "Job", top: "backup-1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -41,9 +48,13 @@ func TestWorkload(t *testing.T) {
 			for uid, c := range tt.owners {
 				x.setOwner(uid, c)
 			}
-			kind, top := x.workload(&pod{name: "p", controller: tt.controller, labels: labelPairs(tt.labels)})
+			p := &pod{head: head{name: "p"}, controller: tt.controller, templateHash: tt.labels[labelTemplateHash]}
+			kind, top := x.workload(p)
 			if kind != tt.kind || top != tt.top {
 				t.Errorf("got %s %s, want %s %s", kind, top, tt.kind, tt.top)
+			}
+			if k, n := x.owner(p); strings.Trim(k+"/"+n, "/") != tt.owner {
+				t.Errorf("owner %s %s, want %s", k, n, tt.owner)
 			}
 		})
 	}
@@ -56,18 +67,22 @@ func TestDeletedIsKept(t *testing.T) {
 		x := newIndex(10*time.Minute, 100)
 		now := time.Now().UnixNano()
 		x.setOwner("rs", ref{"Deployment", "web", "d"})
-		x.setPod(&pod{uid: "u", namespace: "a", name: "p", hash: "h", controller: ref{"ReplicaSet", "web-1", "rs"}, since: now,
+		x.setSlice(&sliceObject{head: head{uid: "sl"}, service: "a/s", all: true, pods: []string{"u", "never shown"}})
+		x.setNode(&nodeObject{head: head{uid: "n", name: "n.1"}, pods: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}})
+		x.setPod(&pod{head: head{uid: "u", namespace: "a", name: "p"}, hash: "h", controller: ref{"ReplicaSet", "web-1", "rs"}, since: now,
 			instances: []instance{{"c1", container{name: "app"}}}, addresses: []address{ip(1)}})
-		x.setPod(&pod{uid: "u", namespace: "a", name: "p", hash: "h", controller: ref{"ReplicaSet", "web-1", "rs"}, since: now,
+		x.setPod(&pod{head: head{uid: "u", namespace: "a", name: "p"}, hash: "h", controller: ref{"ReplicaSet", "web-1", "rs"}, since: now,
 			instances: []instance{{"c2", container{name: "app"}}}, addresses: []address{ip(2)}}) // restarted, with another address
 		x.setOther("s", "service", "a/s", now, []address{ip(3)})
 		time.Sleep(time.Minute)
-		x.deletePod("u")
-		x.deletePod("u")
-		x.deleteOwner("rs")
-		x.deleteOwner("never seen")
-		x.deleteOther("s")
-		x.deletePod("never seen")
+		x.deletePod("u", time.Now())
+		x.deletePod("u", time.Now())
+		x.deleteOwner("rs", time.Now())
+		x.deleteOwner("never seen", time.Now())
+		x.deleteOther("s", time.Now())
+		x.remove(&nodeObject{head: head{uid: "n", name: "n.1"}}, time.Now())
+		x.deleteSlice(&sliceObject{head: head{uid: "sl"}}, time.Now())
+		x.deletePod("never seen", time.Now())
 
 		time.Sleep(9*time.Minute + 59*time.Second)
 		x.expire()
@@ -83,12 +98,15 @@ func TestDeletedIsKept(t *testing.T) {
 		if pods, deleted := x.counts(); pods != 1 || deleted != 1 {
 			t.Errorf("%d pods, %d deleted", pods, deleted)
 		}
-		if kind, name := x.peer(ip(3), now+int64(30*time.Second)); kind != "service" || name != "a/s" {
+		if _, _, services := x.peer(ip(2), 80, now+int64(30*time.Second), nil); !slices.Equal(services, []string{"a/s"}) || x.places["n_1"] == nil {
+			t.Errorf("services %v", services)
+		}
+		if kind, name, _ := x.peer(ip(3), 80, now+int64(30*time.Second), nil); kind != "service" || name != "a/s" {
 			t.Errorf("peer %s %s", kind, name)
 		}
 		time.Sleep(2 * time.Second)
 		x.expire()
-		if n := len(x.pods) + len(x.static) + len(x.containers) + len(x.owners) + len(x.others) + len(x.holders) + len(x.graves); n != 0 {
+		if n := len(x.pods) + len(x.static) + len(x.containers) + len(x.owners) + len(x.others) + len(x.holders) + len(x.graves) + len(x.members) + len(x.slices) + len(x.places) + len(x.ranges) + len(x.lengths); n != 0 {
 			t.Errorf("left behind: %+v", x)
 		}
 	})
@@ -98,8 +116,8 @@ func TestDeletedIsBounded(t *testing.T) {
 	x := newIndex(time.Hour, 100)
 	for i := range 1000 {
 		uid := fmt.Sprint(i)
-		x.setPod(&pod{uid: uid, instances: []instance{{"c" + uid, container{}}}, addresses: []address{ip(byte(i))}, since: int64(i)})
-		x.deletePod(uid)
+		x.setPod(&pod{head: head{uid: uid}, instances: []instance{{"c" + uid, container{}}}, addresses: []address{ip(byte(i))}, since: int64(i)})
+		x.deletePod(uid, time.Now())
 	}
 	if len(x.graves) != 100 || len(x.pods) > 100 || len(x.containers) != len(x.pods) || len(x.holders) > 100 {
 		t.Errorf("%d graves, %d pods, %d containers, %d addresses", len(x.graves), len(x.pods), len(x.containers), len(x.holders))
@@ -115,14 +133,14 @@ func TestComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newIndex(time.Minute, 100)
 		set := func() {
-			x.setPod(&pod{uid: "u", addresses: []address{ip(1)}})
+			x.setPod(&pod{head: head{uid: "u"}, addresses: []address{ip(1)}})
 			x.setOwner("o", ref{"Deployment", "d", "d"})
 			x.setOther("n", "node", "n1", 0, []address{ip(2)})
 		}
 		set()
-		x.deletePod("u")
-		x.deleteOwner("o")
-		x.deleteOther("n")
+		x.deletePod("u", time.Now())
+		x.deleteOwner("o", time.Now())
+		x.deleteOther("n", time.Now())
 		set()
 		time.Sleep(2 * time.Minute)
 		x.expire()
@@ -134,7 +152,7 @@ func TestComesBack(t *testing.T) {
 
 func TestInstances(t *testing.T) {
 	x := newIndex(time.Minute, 10)
-	set := func(in ...instance) { x.setPod(&pod{uid: "u", instances: in}) }
+	set := func(in ...instance) { x.setPod(&pod{head: head{uid: "u"}, instances: in}) }
 	image := func(id string) string {
 		if p := x.find("", id); p != nil {
 			return p.instance(id).image + p.instance(id).digest
@@ -163,18 +181,18 @@ func TestInstances(t *testing.T) {
 // write too; the pod that had it first keeps it, until it is gone.
 func TestStaticHash(t *testing.T) {
 	x := newIndex(time.Minute, 10)
-	x.setPod(&pod{uid: "evil", hash: "h", created: 200})
-	x.setPod(&pod{uid: "mirror", hash: "h", created: 100})
-	x.setPod(&pod{uid: "evil", hash: "h", created: 200})
+	x.setPod(&pod{head: head{uid: "evil"}, hash: "h", created: 200})
+	x.setPod(&pod{head: head{uid: "mirror"}, hash: "h", created: 100})
+	x.setPod(&pod{head: head{uid: "evil"}, hash: "h", created: 200})
 	if p := x.find("h", ""); p.uid != "mirror" {
 		t.Errorf("hash leads to %s", p.uid)
 	}
-	x.setPod(&pod{uid: "evil2", hash: "mirror", created: 1})
+	x.setPod(&pod{head: head{uid: "evil2"}, hash: "mirror", created: 1})
 	if p := x.find("mirror", ""); p.uid != "mirror" {
 		t.Error("a hash must not hide a pod's own UID")
 	}
-	x.deletePod("mirror")
-	x.setPod(&pod{uid: "mirror2", hash: "h", created: 300})
+	x.deletePod("mirror", time.Now())
+	x.setPod(&pod{head: head{uid: "mirror2"}, hash: "h", created: 300})
 	if p := x.find("h", ""); p.uid != "mirror2" {
 		t.Errorf("hash leads to %s", p.uid)
 	}
@@ -189,7 +207,7 @@ func TestPeer(t *testing.T) {
 		at := func(s int64) int64 { return start + s*second }
 		sleepTo := func(s int64) { time.Sleep(time.Until(time.Unix(0, at(s)))) }
 		set := func(uid string, since int64, ended bool) {
-			x.setPod(&pod{uid: uid, namespace: "ns", name: uid, addresses: []address{ip(1)}, since: since, ended: ended})
+			x.setPod(&pod{head: head{uid: uid, namespace: "ns", name: uid}, addresses: []address{ip(1)}, since: since, ended: ended})
 		}
 		set("finished long ago", at(-1000), true)
 		set("a", at(0), false)
@@ -198,7 +216,7 @@ func TestPeer(t *testing.T) {
 		sleepTo(110)
 		set("b", at(110), false)
 		sleepTo(200)
-		x.deletePod("b")
+		x.deletePod("b", time.Now())
 		sleepTo(210)
 		set("c", at(210), false)
 		x.setOther("svc", "service", "ns/svc", at(0), []address{ip(2)})
@@ -206,17 +224,17 @@ func TestPeer(t *testing.T) {
 			at         int64
 			kind, name string
 		}{
-			{at(-100), "", ""}, {at(50), "pod", "ns/a"}, {at(101), "pod", "ns/a"}, {at(105), "", ""},
-			{at(150), "pod", "ns/b"}, {at(206), "", ""}, {at(211), "pod", "ns/c"}, {at(500), "pod", "ns/c"}, {0, "pod", "ns/c"},
+			{at(-100), "private", ""}, {at(50), "pod", "ns/a"}, {at(101), "pod", "ns/a"}, {at(105), "private", ""},
+			{at(150), "pod", "ns/b"}, {at(206), "private", ""}, {at(211), "pod", "ns/c"}, {at(500), "pod", "ns/c"}, {0, "pod", "ns/c"},
 		} {
-			if kind, name := x.peer(ip(1), tt.at); kind != tt.kind || name != tt.name {
+			if kind, name, _ := x.peer(ip(1), 80, tt.at, nil); kind != tt.kind || name != tt.name {
 				t.Errorf("at %d s: %s %s, want %s %s", (tt.at-start)/second, kind, name, tt.kind, tt.name)
 			}
 		}
-		if kind, name := x.peer(ip(2), at(50)); kind != "service" || name != "ns/svc" {
+		if kind, name, _ := x.peer(ip(2), 80, at(50), nil); kind != "service" || name != "ns/svc" {
 			t.Errorf("%s %s", kind, name)
 		}
-		if kind, _ := x.peer(ip(9), at(50)); kind != "" {
+		if kind, _, _ := x.peer(ip(9), 80, at(50), nil); kind != kindPrivate {
 			t.Errorf("unknown address is a %s", kind)
 		}
 		for i := range 20 {
@@ -244,5 +262,102 @@ func TestBroadcast(t *testing.T) {
 	case <-b.wait():
 		t.Error("woken without a signal")
 	default:
+	}
+}
+
+// TestPeerKinds: what stands at an address and port.
+func TestPeerKinds(t *testing.T) {
+	x := newIndex(time.Hour, 100)
+	x.configured = apiAddressOf("https://192.0.2.9:6443")
+	x.setOther("k", kindService, "default/kubernetes", 0, []address{ip(1)})
+	x.setNode(&nodeObject{head: head{uid: "cp", name: "control"}, addresses: []address{ip(2)}, pods: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8:5::/64")}})
+	x.setSlice(&sliceObject{head: head{uid: "ks"}, service: "default/kubernetes", ports: []uint16{6443}, api: []address{ip(2)}})
+	x.setPod(&pod{head: head{uid: "db", namespace: "shop", name: "db-0"}, addresses: []address{ip(3)}, since: 1})
+	x.setSlice(&sliceObject{head: head{uid: "s1"}, service: "shop/db", ports: []uint16{5432}, pods: []string{"db"}})
+	x.setSlice(&sliceObject{head: head{uid: "s2"}, service: "shop/headless", all: true, pods: []string{"db"}})
+	addr := func(s string) address { return netip.MustParseAddr(s).As16() }
+	for _, tt := range []struct {
+		address    address
+		port       uint16
+		kind, name string
+		services   []string
+	}{
+		{ip(1), 443, kindAPIServer, "default/kubernetes", nil},
+		{ip(2), 6443, kindAPIServer, "control", nil},
+		{ip(2), 10250, kindNode, "control", nil},
+		{addr("192.0.2.9"), 6443, kindAPIServer, "", nil},
+		{addr("192.0.2.9"), 443, kindOutside, "", nil},
+		{ip(3), 5432, kindPod, "shop/db-0", []string{"shop/db", "shop/headless"}},
+		{ip(3), 22, kindPod, "shop/db-0", []string{"shop/headless"}},
+		{addr("169.254.169.254"), 80, kindMetadata, "instance metadata", nil},
+		{addr("fd00:ec2::254"), 80, kindMetadata, "instance metadata", nil},
+		{addr("127.0.0.53"), 53, kindLoopback, "", nil},
+		{addr("::1"), 53, kindLoopback, "", nil},
+		{addr("169.254.20.10"), 53, kindPrivate, "", nil},
+		{addr("100.64.3.4"), 53, kindPrivate, "", nil},
+		{addr("203.0.113.7"), 80, kindPrivate, "", nil},
+		{addr("2001:db8:5::7"), 80, kindPrivate, "", nil},
+		{addr("2001:db8:6::7"), 80, kindOutside, "", nil},
+		{addr("203.0.114.7"), 80, kindOutside, "", nil},
+		{addr("224.0.0.1"), 80, "", "", nil},
+	} {
+		kind, name, services := x.peer(tt.address, tt.port, 0, nil)
+		if kind != tt.kind || name != tt.name || !slices.Equal(services, tt.services) {
+			t.Errorf("%v:%d is %q %q %v, want %q %q %v", netip.AddrFrom16(tt.address).Unmap(), tt.port, kind, name, services, tt.kind, tt.name, tt.services)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { x.peer(addr("203.0.114.7"), 80, 5, nil) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestMemberships: a pod was behind a service while an EndpointSlice said so.
+func TestMemberships(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newIndex(time.Hour, 100)
+		x.setPod(&pod{head: head{uid: "p", namespace: "a", name: "p"}, addresses: []address{ip(1)}, since: 1})
+		at := func() (services []string) {
+			_, _, services = x.peer(ip(1), 80, 0, nil)
+			return services
+		}
+		slice := func(uid, service string, pods ...string) {
+			x.setSlice(&sliceObject{head: head{uid: uid}, service: service, all: true, pods: pods})
+		}
+		slice("s", "a/s", "p")
+		slice("s", "a/s", "p", "q")
+		if got := at(); !slices.Equal(got, []string{"a/s"}) || len(x.members["p"]) != 1 {
+			t.Errorf("%v, %d", got, len(x.members["p"]))
+		}
+		before := time.Now().UnixNano()
+		time.Sleep(time.Minute)
+		slice("s", "a/s", "q")
+		if got := at(); got != nil {
+			t.Errorf("still behind %v", got)
+		}
+		if _, _, got := x.peer(ip(1), 80, before, nil); !slices.Equal(got, []string{"a/s"}) {
+			t.Errorf("a minute ago behind %v", got)
+		}
+		slice("s", "a/s")
+		if len(x.members["q"]) != 0 {
+			t.Error("what is said of a pod that nobody has seen stays")
+		}
+		for i := range 3 * maxMemberships {
+			slice(fmt.Sprint(i), fmt.Sprint("a/", i), "p")
+		}
+		if n := len(x.members["p"]); n != maxMemberships {
+			t.Errorf("%d memberships", n)
+		}
+	})
+}
+
+func TestAPIAddress(t *testing.T) {
+	v4 := func(port uint16) apiAddress { return apiAddress{batch.IPv4([4]byte{10, 0, 0, 1}), port} }
+	for host, want := range map[string]apiAddress{
+		"https://10.0.0.1:6443": v4(6443), "https://10.0.0.1": v4(443), "10.0.0.1:8443": v4(8443), "https://[::ffff:10.0.0.1]:1/x": v4(1),
+		"https://api.example.com": {}, "": {}, "https://10.0.0.1:99999": {}, "%": {},
+	} {
+		if got := apiAddressOf(host); got != want {
+			t.Errorf("%q: %v", host, got)
+		}
 	}
 }

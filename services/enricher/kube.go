@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -13,11 +15,9 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
-	appsv1 "k8s.io/api/apps/v1"
-	batchv1 "k8s.io/api/batch/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/client-go/features"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -32,25 +32,51 @@ const expireInterval = 30 * time.Second
 
 // connect makes a client of the API that the configuration names. It talks to
 // nobody yet. failed is told of every request without an answer ("none") or
-// with an error's status; disconnect closes connections that are idle.
-func connect(cfg KubernetesConfig, failed func(status string, err error)) (client kubernetes.Interface, disconnect func(), err error) {
+// with an error's status; disconnect closes connections that are idle. at is
+// where the API server is, if the configuration has its address.
+func connect(cfg KubernetesConfig, failed func(status string, err error)) (client kubernetes.Interface, at apiAddress, disconnect func(), err error) {
 	rc, err := restConfig(cfg)
 	if err != nil {
-		return nil, nil, err
+		return nil, at, nil, err
 	}
+	at = apiAddressOf(rc.Host)
 	rc.Wrap(func(rt http.RoundTripper) http.RoundTripper { return &watched{rt, failed} })
 	rc.UserAgent = "picket-enricher"
 	// A tenth of the bytes and of the work of JSON.
 	rc.AcceptContentTypes, rc.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
 	hc, err := rest.HTTPClientFor(rc)
 	if err != nil {
-		return nil, nil, fmt.Errorf("kubernetes client: %w", err)
+		return nil, at, nil, fmt.Errorf("kubernetes client: %w", err)
 	}
 	client, err = kubernetes.NewForConfigAndClient(rc, hc)
 	if err != nil {
-		return nil, nil, fmt.Errorf("kubernetes client: %w", err)
+		return nil, at, nil, fmt.Errorf("kubernetes client: %w", err)
 	}
-	return client, func() { utilnet.CloseIdleConnectionsFor(hc.Transport) }, nil
+	return client, at, func() { utilnet.CloseIdleConnectionsFor(hc.Transport) }, nil
+}
+
+// apiAddressOf returns address and port of a server's URL or host:port; nothing
+// where it has a name.
+func apiAddressOf(host string) (at apiAddress) {
+	u, err := url.Parse(host)
+	if err != nil || u.Host == "" {
+		if u, err = url.Parse("https://" + host); err != nil {
+			return at
+		}
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	if err != nil {
+		return at
+	}
+	at.address, at.port = ip.As16(), 443
+	if u.Port() != "" {
+		port, err := strconv.ParseUint(u.Port(), 10, 16)
+		if err != nil {
+			return apiAddress{}
+		}
+		at.port = uint16(port)
+	}
+	return at
 }
 
 // watched reports failed requests. Informers say nothing of an API server that
@@ -94,8 +120,9 @@ func restConfig(cfg KubernetesConfig) (*rest.Config, error) {
 
 // watcher keeps an index up to date from the API server.
 type watcher struct {
-	index *index
-	log   *slog.Logger
+	index  *index
+	shared *shared // nil: there are no other replicas
+	log    *slog.Logger
 
 	informers []informer
 	complete  atomic.Bool
@@ -103,43 +130,60 @@ type watcher struct {
 }
 
 type informer struct {
-	kind string
+	name string // of the resource
+	of   kind
 	cache.SharedIndexInformer
 	// fed reports whether the index has everything of the first list.
 	fed cache.InformerSynced
 }
 
 // newWatcher prepares informers on client; run starts them.
-func newWatcher(client kubernetes.Interface, x *index, log *slog.Logger) (*watcher, error) {
+func newWatcher(client kubernetes.Interface, r *reader, x *index, log *slog.Logger) (*watcher, error) {
 	w := &watcher{index: x, log: log}
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trim))
+	// Objects come one by one and are trimmed one by one; a list would have all
+	// of them in memory, whole, at the start. A server that cannot (before
+	// Kubernetes 1.32) is asked for lists. It is client-go's setting for the process.
+	if gates, ok := features.FeatureGates().(interface {
+		Set(features.Feature, bool) error
+	}); ok {
+		if err := gates.Set(features.WatchListClient, true); err != nil {
+			return nil, fmt.Errorf("kubernetes client: %w", err)
+		}
+	}
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(r.trim))
+	apps, core, jobs := f.Apps().V1(), f.Core().V1(), f.Batch().V1()
 	err := errors.Join(
-		watch(w, "pods", f.Core().V1().Pods().Informer(), func(p *corev1.Pod) { x.setPod(toPod(p)) }, x.deletePod),
-		watch(w, "replicasets", f.Apps().V1().ReplicaSets().Informer(), func(o *appsv1.ReplicaSet) { x.setOwner(string(o.UID), controllerOf(&o.ObjectMeta)) }, x.deleteOwner),
-		watch(w, "jobs", f.Batch().V1().Jobs().Informer(), func(o *batchv1.Job) { x.setOwner(string(o.UID), controllerOf(&o.ObjectMeta)) }, x.deleteOwner),
-		watch(w, "services", f.Core().V1().Services().Informer(), func(s *corev1.Service) {
-			x.setOther(string(s.UID), "service", s.Namespace+"/"+s.Name, createdAt(&s.ObjectMeta), serviceAddresses(s))
-		}, x.deleteOther),
-		watch(w, "nodes", f.Core().V1().Nodes().Informer(), func(n *corev1.Node) {
-			x.setOther(string(n.UID), "node", n.Name, createdAt(&n.ObjectMeta), nodeAddresses(n))
-		}, x.deleteOther),
-		watch(w, "namespaces", f.Core().V1().Namespaces().Informer(), func(n *corev1.Namespace) {
-			if n.Name == metav1.NamespaceSystem {
-				uid := string(n.UID)
-				w.cluster.Store(&uid)
-			}
-		}, func(string) {}),
+		watch[*pod](w, "pods", core.Pods().Informer()),
+		watch[*ownerObject](w, "replicasets", apps.ReplicaSets().Informer()),
+		watch[*ownerObject](w, "deployments", apps.Deployments().Informer()),
+		watch[*ownerObject](w, "statefulsets", apps.StatefulSets().Informer()),
+		watch[*ownerObject](w, "daemonsets", apps.DaemonSets().Informer()),
+		watch[*ownerObject](w, "jobs", jobs.Jobs().Informer()),
+		watch[*ownerObject](w, "cronjobs", jobs.CronJobs().Informer()),
+		watch[*serviceObject](w, "services", core.Services().Informer()),
+		watch[*sliceObject](w, "endpointslices", f.Discovery().V1().EndpointSlices().Informer()),
+		watch[*nodeObject](w, "nodes", core.Nodes().Informer()),
+		watch[*accountObject](w, "serviceaccounts", core.ServiceAccounts().Informer()),
+		watch[*namespaceObject](w, "namespaces", core.Namespaces().Informer()),
 	)
 	return w, err
 }
 
-// watch has an informer's objects handed to set, and the UIDs of deleted ones
-// to remove; both from one goroutine.
-func watch[T metav1.Object](w *watcher, kind string, inf cache.SharedIndexInformer, set func(T), remove func(uid string)) error {
+// watch has an informer's objects, all of type T, brought into the index, and
+// told to other replicas; from one goroutine.
+func watch[T kept](w *watcher, name string, inf cache.SharedIndexInformer) error {
 	put := func(obj any) {
 		if o, ok := obj.(T); ok {
-			set(o)
+			w.index.set(o) // first: it adds to a pod what was known before
+			w.shared.show(o, false)
+			if n, ok := obj.(*namespaceObject); ok && n.name == metav1.NamespaceSystem {
+				w.cluster.Store(&n.uid)
+			}
 		}
+	}
+	remove := func(o T) {
+		w.index.remove(o, time.Now())
+		w.shared.show(o, true)
 	}
 	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: put,
@@ -148,8 +192,8 @@ func watch[T metav1.Object](w *watcher, kind string, inf cache.SharedIndexInform
 			// its name comes as one update.
 			b, ok1 := before.(T)
 			n, ok2 := now.(T)
-			if ok1 && ok2 && b.GetUID() != n.GetUID() {
-				remove(string(b.GetUID()))
+			if ok1 && ok2 && b.id() != n.id() {
+				remove(b)
 			}
 			put(now)
 		},
@@ -158,25 +202,46 @@ func watch[T metav1.Object](w *watcher, kind string, inf cache.SharedIndexInform
 				obj = gone.Obj // its last state that was seen
 			}
 			if o, ok := obj.(T); ok {
-				remove(string(o.GetUID()))
+				remove(o)
 			}
 		},
 	})
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", kind, err)
+		return fmt.Errorf("watch %s: %w", name, err)
 	}
 	last := time.Time{}
 	err = inf.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
 		if ctx.Err() == nil && time.Since(last) > time.Minute { // called from the informer's one goroutine
 			last = time.Now()
-			w.log.Warn("kubernetes watch broke off, trying again; what is known stays in use", "kind", kind, "error", err)
+			w.log.Warn("kubernetes watch broke off, trying again; what is known stays in use", "kind", name, "error", err)
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", kind, err)
+		return fmt.Errorf("watch %s: %w", name, err)
 	}
-	w.informers = append(w.informers, informer{kind, inf, reg.HasSynced})
+	w.informers = append(w.informers, informer{name, newObjectOf[T]().kind(), inf, reg.HasSynced})
 	return nil
+}
+
+func newObjectOf[T kept]() (none T) { return none }
+
+// listed returns the resource version that the informers of a kind have come
+// to, the lowest of several, and false before all of them have shown their
+// first list.
+func (w *watcher) listed(k kind) (version uint64, ok bool) {
+	for _, inf := range w.informers {
+		if inf.of != k {
+			continue
+		}
+		v, _ := strconv.ParseUint(inf.LastSyncResourceVersion(), 10, 64)
+		if !inf.fed() {
+			return 0, false
+		}
+		if !ok || v < version {
+			version, ok = v, true
+		}
+	}
+	return version, ok
 }
 
 // run watches until ctx ends. An API server that is away or refuses stops
@@ -210,7 +275,7 @@ func (w *watcher) unsynced() []string {
 	var out []string
 	for _, inf := range w.informers {
 		if !inf.fed() {
-			out = append(out, inf.kind)
+			out = append(out, inf.name)
 		}
 	}
 	return out

@@ -1,260 +1,52 @@
 package enricher
 
 import (
-	"context"
-	"crypto/tls"
-	"encoding/base64"
-	"encoding/json"
-	"encoding/pem"
-	"fmt"
-	"io"
-	"log"
-	"maps"
-	"net"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/yaml"
+
+	"picket/internal/kubetest"
 )
 
-// apiServer answers lists and watches over HTTPS as a kube-apiserver does, as
-// far as informers ask: resource versions, bookmarks left out, a token, and
-// going away and coming back at the same address.
+type object = kubetest.Object
+
+// apiServer is an API server of a test.
 type apiServer struct {
-	t    testing.TB
-	addr string
-	tls  *tls.Config
-	ca   []byte // PEM
-	srv  *http.Server
-
-	mu      sync.Mutex
-	version int
-	objects map[string]map[string]object // by path, by namespace/name
-	history map[string][]change          // by path
-	changed broadcast
-	denied  map[string]bool // paths that are forbidden
+	*kubetest.Server
+	t testing.TB
 }
-
-type object interface {
-	runtime.Object
-	metav1.Object
-}
-
-type change struct {
-	version int
-	kind    string // ADDED, MODIFIED, DELETED
-	object  json.RawMessage
-}
-
-const apiToken = "a-token"
 
 func startAPI(t testing.TB, objects ...object) *apiServer {
-	a := &apiServer{t: t, addr: "127.0.0.1:0", version: 100, objects: map[string]map[string]object{}, history: map[string][]change{}, denied: map[string]bool{}}
-	for _, o := range objects {
-		a.put(o)
-	}
-	lend := httptest.NewTLSServer(nil) // for its certificate
-	a.tls = &tls.Config{Certificates: lend.TLS.Certificates}
-	a.ca = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: lend.Certificate().Raw})
-	lend.Close()
-	a.up()
-	t.Cleanup(a.down)
-	return a
+	t.Helper()
+	return &apiServer{kubetest.Start(t, objects...), t}
 }
 
 func (a *apiServer) up() {
-	var ln net.Listener
-	var err error
-	for range 50 { // the port may still be closing
-		if ln, err = net.Listen("tcp", a.addr); err == nil {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	if err != nil {
+	a.t.Helper()
+	if err := a.Up(); err != nil {
 		a.t.Fatal(err)
 	}
-	a.addr = ln.Addr().String()
-	ctx, cancel := context.WithCancel(context.Background())
-	a.srv = &http.Server{Handler: a, TLSConfig: a.tls.Clone(), BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: log.New(io.Discard, "", 0)}
-	a.srv.RegisterOnShutdown(cancel)
-	srv := a.srv
-	go func() { _ = srv.ServeTLS(ln, "", "") }() // ends with down
 }
 
-func (a *apiServer) down() {
-	if a.srv != nil {
-		_ = a.srv.Close()
-		a.srv = nil
-	}
-}
-
-// kubeconfig writes a file whose context "right" leads here; its current
-// context does not.
 func (a *apiServer) kubeconfig() string {
-	path := filepath.Join(a.t.TempDir(), "kubeconfig")
-	err := os.WriteFile(path, []byte(fmt.Sprintf(`apiVersion: v1
-kind: Config
-current-context: wrong
-clusters:
-- {name: right, cluster: {server: "https://%s", certificate-authority-data: %s}}
-- {name: wrong, cluster: {server: "https://127.0.0.1:1"}}
-users:
-- {name: u, user: {token: %s}}
-contexts:
-- {name: right, context: {cluster: right, user: u}}
-- {name: wrong, context: {cluster: wrong, user: u}}
-`, a.addr, base64.StdEncoding.EncodeToString(a.ca), apiToken)), 0o600)
+	a.t.Helper()
+	path, err := a.Kubeconfig(a.t.TempDir())
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	return path
-}
-
-func path(o object) string {
-	switch o.(type) {
-	case *corev1.Pod:
-		return "/api/v1/pods"
-	case *corev1.Node:
-		return "/api/v1/nodes"
-	case *corev1.Service:
-		return "/api/v1/services"
-	case *corev1.Namespace:
-		return "/api/v1/namespaces"
-	case *appsv1.ReplicaSet:
-		return "/apis/apps/v1/replicasets"
-	case *batchv1.Job:
-		return "/apis/batch/v1/jobs"
-	}
-	panic(fmt.Sprintf("%T", o))
-}
-
-var listKinds = map[string]metav1.TypeMeta{
-	"/api/v1/pods": {Kind: "PodList", APIVersion: "v1"}, "/api/v1/nodes": {Kind: "NodeList", APIVersion: "v1"},
-	"/api/v1/services": {Kind: "ServiceList", APIVersion: "v1"}, "/api/v1/namespaces": {Kind: "NamespaceList", APIVersion: "v1"},
-	"/apis/apps/v1/replicasets": {Kind: "ReplicaSetList", APIVersion: "apps/v1"}, "/apis/batch/v1/jobs": {Kind: "JobList", APIVersion: "batch/v1"},
-}
-
-func (a *apiServer) put(o object) { a.change(o, false) }
-func (a *apiServer) del(o object) { a.change(o, true) }
-
-func (a *apiServer) change(o object, gone bool) {
-	a.mu.Lock()
-	a.version++
-	p, key := path(o), o.GetNamespace()+"/"+o.GetName()
-	o.SetResourceVersion(strconv.Itoa(a.version))
-	kind := "ADDED"
-	if a.objects[p] == nil {
-		a.objects[p] = map[string]object{}
-	}
-	if gone {
-		kind = "DELETED"
-		delete(a.objects[p], key)
-	} else {
-		if a.objects[p][key] != nil {
-			kind = "MODIFIED"
-		}
-		a.objects[p][key] = o.DeepCopyObject().(object)
-	}
-	list := listKinds[p]
-	o.GetObjectKind().SetGroupVersionKind(schema.FromAPIVersionAndKind(list.APIVersion, strings.TrimSuffix(list.Kind, "List")))
-	data, err := json.Marshal(o)
-	if err != nil {
-		panic(err)
-	}
-	a.history[p] = append(a.history[p], change{a.version, kind, data})
-	a.mu.Unlock()
-	a.changed.signal()
-}
-
-func (a *apiServer) deny(path string, denied bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.denied[path] = denied
-}
-
-// forget drops what watches could go on from, as compaction does.
-func (a *apiServer) forget() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.history = map[string][]change{}
-}
-
-func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	fail := func(code int, reason metav1.StatusReason) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(code)
-		_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: int32(code), Reason: reason, Message: string(reason)})
-	}
-	kind, ok := listKinds[r.URL.Path]
-	a.mu.Lock()
-	denied := a.denied[r.URL.Path]
-	a.mu.Unlock()
-	switch {
-	case r.Header.Get("Authorization") != "Bearer "+apiToken:
-		fail(http.StatusUnauthorized, metav1.StatusReasonUnauthorized)
-		return
-	case !ok:
-		fail(http.StatusNotFound, metav1.StatusReasonNotFound)
-		return
-	case denied:
-		fail(http.StatusForbidden, metav1.StatusReasonForbidden)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	if r.URL.Query().Get("watch") == "" {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		_ = json.NewEncoder(w).Encode(map[string]any{"kind": kind.Kind, "apiVersion": kind.APIVersion,
-			"metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)}, "items": slices.Collect(maps.Values(a.objects[r.URL.Path]))})
-		return
-	}
-	from, err := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
-	if err != nil {
-		fail(http.StatusBadRequest, metav1.StatusReasonBadRequest)
-		return
-	}
-	out := http.NewResponseController(w)
-	w.WriteHeader(http.StatusOK)
-	for {
-		changed := a.changed.wait()
-		a.mu.Lock()
-		var send []change
-		for _, c := range a.history[r.URL.Path] {
-			if c.version > from {
-				send = append(send, c)
-			}
-		}
-		a.mu.Unlock()
-		for _, c := range send {
-			if json.NewEncoder(w).Encode(map[string]any{"type": c.kind, "object": c.object}) != nil {
-				return
-			}
-			from = c.version
-		}
-		if out.Flush() != nil {
-			return
-		}
-		select {
-		case <-changed:
-		case <-r.Context().Done():
-			return
-		}
-	}
 }
 
 func (a *apiServer) config() KubernetesConfig {
@@ -266,12 +58,13 @@ func (a *apiServer) config() KubernetesConfig {
 // startWatcher connects to the API server as Run does.
 func startWatcher(t *testing.T, cfg KubernetesConfig) (*watcher, *index) {
 	t.Helper()
-	client, disconnect, err := connect(cfg, func(string, error) {})
+	client, at, disconnect, err := connect(cfg, func(string, error) {})
 	if err != nil {
 		t.Fatal(err)
 	}
 	x := newIndex(cfg.DeletedKept, cfg.DeletedMax)
-	w, err := newWatcher(client, x, testLog(t))
+	x.configured = at
+	w, err := newWatcher(client, newReader(cfg), x, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -345,8 +138,8 @@ func TestWatcher(t *testing.T) {
 		t.Errorf("workloads %s", got)
 	}
 	x.RLock()
-	k1, n1 := x.peer(ip(7), 0)
-	k2, n2 := x.peer(ip(8), 0)
+	k1, n1, _ := x.peer(ip(7), 80, 0, nil)
+	k2, n2, _ := x.peer(ip(8), 80, 0, nil)
 	x.RUnlock()
 	if got := strings.Join([]string{k1, n1, k2, n2}, " "); got != "service ns/web node n1" {
 		t.Errorf("peers %s", got)
@@ -354,10 +147,10 @@ func TestWatcher(t *testing.T) {
 	if uid := w.cluster.Load(); uid == nil || *uid != "cluster-uid" {
 		t.Error("the cluster's UID is not known")
 	}
-	api.put(simplePod("new", "new"))
+	api.Put(simplePod("new", "new"))
 	eventually(t, "a new pod is known", func() bool { return x.workloadOf("new") == "Pod/new" })
 	for _, o := range cluster() {
-		api.del(o)
+		api.Delete(o)
 	}
 	eventually(t, "deleted pods are marked", func() bool {
 		return x.workloadOf("web") == "Deployment/web deleted" && x.workloadOf("backup") == "CronJob/backup deleted"
@@ -372,11 +165,11 @@ func TestAPIServerGoesAway(t *testing.T) {
 	if !w.waitSynced(t.Context(), 20*time.Second) {
 		t.Fatal(w.ready())
 	}
-	api.down()
-	api.del(simplePod("backup-1-a", "backup"))
-	api.del(simplePod("web-1-a", "web"))
-	api.put(simplePod("web-1-a", "web-again"))
-	api.forget()
+	api.Down()
+	api.Delete(simplePod("backup-1-a", "backup"))
+	api.Delete(simplePod("web-1-a", "web"))
+	api.Put(simplePod("web-1-a", "web-again"))
+	api.Forget()
 	if got := x.workloadOf("web"); got != "Deployment/web" || !w.synced() {
 		t.Errorf("while the API server is away: %s", got)
 	}
@@ -389,7 +182,7 @@ func TestAPIServerGoesAway(t *testing.T) {
 
 func TestNotAllowed(t *testing.T) {
 	api := startAPI(t, cluster()...)
-	api.deny("/api/v1/nodes", true)
+	api.Deny("nodes", true)
 	w, x := startWatcher(t, api.config())
 	if w.waitSynced(t.Context(), time.Second) {
 		t.Fatal("synced without nodes")
@@ -400,7 +193,7 @@ func TestNotAllowed(t *testing.T) {
 	if x.workloadOf("web") != "Deployment/web" {
 		t.Error("what may be seen is not known")
 	}
-	api.deny("/api/v1/nodes", false)
+	api.Deny("nodes", false)
 	eventually(t, "it syncs when allowed", w.synced)
 }
 
@@ -420,8 +213,56 @@ func TestConnectErrors(t *testing.T) {
 		{KubernetesConfig{Kubeconfig: broken}, "kubernetes.kubeconfig " + broken},
 		{KubernetesConfig{Kubeconfig: startAPI(t).kubeconfig(), Context: "none"}, `context "none" does not exist`},
 	} {
-		if _, _, err := connect(tt.cfg, nil); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, _, _, err := connect(tt.cfg, nil); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%+v: %v, want %q", tt.cfg, err, tt.want)
 		}
+	}
+}
+
+// TestRBAC: the manifest allows what the informers ask for, and nothing else.
+func TestRBAC(t *testing.T) {
+	api := startAPI(t)
+	w, _ := startWatcher(t, api.config())
+	if !w.waitSynced(t.Context(), 20*time.Second) {
+		t.Fatal(w.ready())
+	}
+	if asked := strings.Join(api.Asked(), " "); strings.Contains(asked, "list ") {
+		t.Errorf("a server that streams lists was asked for: %s", asked)
+	}
+	api.Older()
+	w, _ = startWatcher(t, api.config())
+	if !w.waitSynced(t.Context(), 20*time.Second) {
+		t.Fatal(w.ready())
+	}
+	eventually(t, "all is watched", func() bool { return len(api.Asked()) == 2*len(w.informers) })
+	data, err := os.ReadFile("../../deploy/kubernetes/enricher/rbac.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var allowed []string
+	for _, part := range strings.Split(string(data), "\n---\n") {
+		var role rbacv1.ClusterRole
+		if err := yaml.Unmarshal([]byte(part), &role); err != nil {
+			t.Fatal(err)
+		}
+		if role.Kind != "ClusterRole" {
+			continue
+		}
+		for _, rule := range role.Rules {
+			for _, group := range rule.APIGroups {
+				if group != "" {
+					group += "/"
+				}
+				for _, resource := range rule.Resources {
+					for _, verb := range rule.Verbs {
+						allowed = append(allowed, verb+" "+group+resource)
+					}
+				}
+			}
+		}
+	}
+	slices.Sort(allowed)
+	if d := cmp.Diff(api.Asked(), allowed); d != "" {
+		t.Errorf("asked for (-), allowed (+):\n%s", d)
 	}
 }

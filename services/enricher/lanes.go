@@ -2,6 +2,7 @@ package enricher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -68,6 +69,9 @@ func (s *server) lane(work context.Context, lane string) {
 // events, a permanent error when they cannot be joined, or work's end.
 func (s *server) do(work context.Context, m taken) error {
 	cluster, node, class, err := schemas.ParseRawSubject(m.Subject())
+	if err == nil && class == schemas.Correction {
+		err = errors.New("no sender corrects what was joined")
+	}
 	if err != nil {
 		return fault.Permanent("subject", err)
 	}
@@ -169,7 +173,7 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 	if err != nil {
 		return nil, err
 	}
-	parts, leftOut, err := encode(joined)
+	parts, leftOut, err := e.encode(joined)
 	if err != nil {
 		return nil, err
 	}
@@ -185,6 +189,7 @@ func (s *server) enrich(work context.Context, m taken, cluster, node string, cla
 			s.metrics.joined.WithLabelValues(class.String(), outcomeNames[o]).Add(float64(n))
 		}
 	}
+	s.corrector.note(e)
 	if n := e.last.unknownContainer; n > 0 {
 		s.metrics.unknownContainer.WithLabelValues(class.String()).Add(float64(n))
 	}
@@ -225,20 +230,22 @@ func (e *Enricher) decode(data []byte, class schemas.Class) (*batch.Batch, error
 // is still too large, because the sender packed it tighter, is split. So the
 // number of messages follows from the raw batch alone, whatever is known of
 // its pods: doing it again gives the same ids for the same rows.
-func encode(joined *batch.Batch) (parts []batch.Encoded, leftOut string, err error) {
-	if parts, err = batch.Encode(joined); err == nil && len(parts) == 1 {
+func (e *Enricher) encode(joined *batch.Batch) (parts []batch.Encoded, leftOut string, err error) {
+	if parts, err = e.encoder.Encode(joined); err == nil && len(parts) == 1 {
 		return parts, "", nil
 	}
-	if parts, err = batch.Encode(joined.Select(withoutLabels[joined.Class()])); err == nil && len(parts) == 1 {
+	if parts, err = e.encoder.Encode(joined.Select(withoutLabels[joined.Class()])); err == nil && len(parts) == 1 {
 		return parts, "labels", nil
 	}
-	parts, err = batch.Encode(joined.Select(notJoined[joined.Class()]))
+	parts, err = e.encoder.Encode(joined.Select(notJoined[joined.Class()]))
 	return parts, "everything", err
 }
 
 var notJoined = columnsByClass(func(f *schemas.Field) bool { return !f.Enriched })
 
-var withoutLabels = columnsByClass(func(f *schemas.Field) bool { return f != schemas.PodLabels.Field() })
+var withoutLabels = columnsByClass(func(f *schemas.Field) bool {
+	return f != schemas.PodLabels.Field() && f != schemas.PodAnnotations.Field() && f != schemas.NamespaceLabels.Field()
+})
 
 // columnsByClass returns the columns of each class that pass keep.
 func columnsByClass(keep func(*schemas.Field) bool) map[schemas.Class][]schemas.FieldID {

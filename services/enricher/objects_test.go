@@ -8,9 +8,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
 
 	"picket/internal/batch"
 )
@@ -30,7 +34,7 @@ func webPod() *corev1.Pod {
 	app.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ContainerID: "containerd://app1"}
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: "web-1-a", Namespace: "shop", UID: "u1", CreationTimestamp: created,
+			Name: "web-1-a", Namespace: "shop", UID: "u1", ResourceVersion: "7", CreationTimestamp: created,
 			Labels:          map[string]string{"b": "2", "a": "1"},
 			Annotations:     map[string]string{"other": "dropped"},
 			ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "dropped"}},
@@ -52,16 +56,10 @@ func webPod() *corev1.Pod {
 }
 
 func TestToPod(t *testing.T) {
-	trimmed, err := trim(webPod())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p := trimmed.(*corev1.Pod); p.ManagedFields != nil || p.Annotations != nil || len(p.OwnerReferences) != 1 {
-		t.Errorf("kept what is not used: %+v", p.ObjectMeta)
-	}
 	want := &pod{
-		uid: "u1", namespace: "shop", name: "web-1-a", serviceAccount: "web", node: "node1_example_com",
+		head: head{uid: "u1", namespace: "shop", name: "web-1-a", version: 7}, serviceAccount: "web", node: "node1_example_com",
 		created: 1000e9, since: 1002e9, controller: ref{"ReplicaSet", "web-1", "rs"}, labels: []string{"a", "1", "b", "2"},
+		spec:      []container{{"init", "docker.io/library/busybox", "1.36", "", false}, {"app", "registry.example.com/app", "v1", "", true}, {"starting", "docker.io/library/b", "latest", "", false}, {"debug", "docker.io/library/netshoot", "", digest, false}},
 		addresses: []address{ip(1), {0: 0xfd, 15: 1}},
 		instances: []instance{
 			{"app2", container{"app", "registry.example.com/app", "v1", digest, true}},
@@ -70,31 +68,43 @@ func TestToPod(t *testing.T) {
 			{"debug1", container{"debug", "docker.io/library/netshoot", "", digest, false}},
 		},
 	}
-	for name, p := range map[string]*corev1.Pod{"whole": webPod(), "trimmed": trimmed.(*corev1.Pod)} {
-		if d := cmp.Diff(want, toPod(p), cmp.AllowUnexported(pod{}, ref{}, instance{}, container{})); d != "" {
-			t.Errorf("%s: %s", name, d)
-		}
+	r := testReader()
+	got, err := r.trim(webPod())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(pod{}, head{}, ref{}, instance{}, container{})); d != "" {
+		t.Error(d)
+	}
+	// An informer may hand over what it was given.
+	if again, err := r.trim(got); err != nil || again != got {
+		t.Errorf("%v, %v", again, err)
+	}
+	if key, err := cache.MetaNamespaceKeyFunc(got); err != nil || key != "shop/web-1-a" {
+		t.Errorf("key %q, %v", key, err)
 	}
 }
+
+func testReader() *reader { return newReader(DefaultConfig().Kubernetes) }
 
 func TestToPodStates(t *testing.T) {
 	p := webPod()
 	p.Spec.HostNetwork = true
-	if got := toPod(p); got.addresses != nil {
+	if got := testReader().pod(p); got.addresses != nil {
 		t.Errorf("a pod on the node's network has %v", got.addresses)
 	}
 	p = webPod()
 	p.Status.Phase = corev1.PodFailed
-	if !toPod(p).ended {
+	if !testReader().pod(p).ended {
 		t.Error("a failed pod has ended")
 	}
 	p = webPod()
 	p.Spec.Containers[0].Image = "" // a status without its spec
-	if in := toPod(p).instances[0]; in.image != "docker.io/library/ignored" || in.tag != "tag" {
+	if in := testReader().pod(p).instances[0]; in.image != "docker.io/library/ignored" || in.tag != "tag" {
 		t.Errorf("%+v", in)
 	}
 	p = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "u"}} // just created
-	if got := toPod(p); got.node != "_" || len(got.instances) != 0 || got.since == 0 {
+	if got := testReader().pod(p); got.node != "" || len(got.instances) != 0 || got.since == 0 {
 		t.Errorf("%+v", got)
 	}
 }
@@ -113,26 +123,22 @@ func TestStaticPod(t *testing.T) {
 	} {
 		p := webPod()
 		p.Annotations = tt.annotations
-		trimmed, err := trim(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := toPod(trimmed.(*corev1.Pod)).hash; got != tt.hash {
+		if got := testReader().pod(p).hash; got != tt.hash {
 			t.Errorf("%s: hash %q, want %q", tt.name, got, tt.hash)
 		}
 	}
 }
 
-func TestLabelPairsAreBounded(t *testing.T) {
+func TestPairsAreBounded(t *testing.T) {
 	many, large := map[string]string{}, map[string]string{}
 	for i := range 1000 {
 		many[fmt.Sprintf("k%04d", i)] = "v"
 		large[fmt.Sprintf("k%04d", i)] = strings.Repeat("v", 1000)
 	}
-	if got := labelPairs(many); len(got) != 2*maxLabels || got[0] != "k0000" {
+	if got := testReader().pairs(many, allowList{"*"}); len(got) != 2*maxLabels || got[0] != "k0000" {
 		t.Errorf("%d, first %s", len(got), got[0])
 	}
-	if got := labelPairs(large); len(got) != 8 {
+	if got := testReader().pairs(large, allowList{"*"}); len(got) != 8 {
 		t.Errorf("%d labels of 1 kB", len(got)/2)
 	}
 }
@@ -147,7 +153,7 @@ func TestAddresses(t *testing.T) {
 		t.Errorf("headless service: %v", got)
 	}
 	n := &corev1.Node{Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "10.9.9.9"}, {Type: corev1.NodeInternalIP, Address: "10.0.0.8"}, {Type: corev1.NodeExternalIP, Address: "::ffff:192.0.2.1"}}}}
-	if got, want := nodeAddresses(n), []address{ip(8), batch.IPv4([4]byte{192, 0, 2, 1})}; !slices.Equal(got, want) {
+	if got, want := testReader().node(n).addresses, []address{ip(8), batch.IPv4([4]byte{192, 0, 2, 1})}; !slices.Equal(got, want) {
 		t.Errorf("node: %v", got)
 	}
 	if got := addresses([]string{"", "x", "0.0.0.0", "fe80::1%eth0"}); len(got) != 1 || got[0] != (address{0: 0xfe, 1: 0x80, 15: 1}) {
@@ -155,14 +161,91 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-func TestTrimKeepsControllers(t *testing.T) {
-	m := metav1.ObjectMeta{Name: "n", UID: types.UID("u"), Labels: map[string]string{"a": "b"}, OwnerReferences: []metav1.OwnerReference{{Kind: "CronJob", Name: "c", UID: "c", Controller: yes()}}}
-	got := trimMeta(&m)
-	if got.Labels != nil || controllerOf(&got) != (ref{"CronJob", "c", "c"}) {
+func TestOwners(t *testing.T) {
+	owned := func(controller *bool) metav1.ObjectMeta {
+		return metav1.ObjectMeta{Name: "n", UID: "u", Labels: map[string]string{"a": "b"}, OwnerReferences: []metav1.OwnerReference{{Kind: "Database", Name: "c", UID: "c", Controller: controller}}}
+	}
+	for _, o := range []object{&appsv1.ReplicaSet{ObjectMeta: owned(yes())}, &appsv1.Deployment{ObjectMeta: owned(yes())}, &appsv1.StatefulSet{ObjectMeta: owned(yes())},
+		&appsv1.DaemonSet{ObjectMeta: owned(yes())}, &batchv1.Job{ObjectMeta: owned(yes())}, &batchv1.CronJob{ObjectMeta: owned(yes())}} {
+		got, err := testReader().trim(o)
+		if own, ok := got.(*ownerObject); err != nil || !ok || own.uid != "u" || own.controller != (ref{"Database", "c", "c"}) {
+			t.Errorf("%T: %+v, %v", o, got, err)
+		}
+	}
+	volcano := owned(yes())
+	volcano.OwnerReferences[0].Kind, volcano.OwnerReferences[0].APIVersion = "Job", "batch.volcano.sh/v1alpha1"
+	if got := testReader().owner(&volcano); got.controller != (ref{"Job", "c", ""}) {
+		t.Errorf("a Job of another group: %+v", got)
+	}
+	m := owned(nil)
+	if got := testReader().owner(&m); got.controller != (ref{}) {
+		t.Errorf("an owner that is not the controller: %+v", got)
+	}
+}
+
+func TestAllowList(t *testing.T) {
+	r := newReader(KubernetesConfig{Labels: []string{"app", "team/*"}, Annotations: []string{"note"}, NamespaceLabels: []string{"*"}, IdentityAnnotations: []string{"first", "second"}})
+	p := webPod()
+	p.Labels = map[string]string{"app": "web", "apps": "no", "team/a": "1", "team": "no", labelTemplateHash: "77"}
+	p.Annotations = map[string]string{"note": "n", "other": "no"}
+	got := r.pod(p)
+	if d := cmp.Diff([]string{"app", "web", "team/a", "1"}, got.labels); d != "" || got.templateHash != "77" {
+		t.Error(d, got.templateHash)
+	}
+	if d := cmp.Diff([]string{"note", "n"}, got.annotations); d != "" {
+		t.Error(d)
+	}
+	ns, err := r.trim(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"x": "y"}}})
+	if err != nil || !slices.Equal(ns.(*namespaceObject).labels, []string{"x", "y"}) {
+		t.Errorf("%+v, %v", ns, err)
+	}
+	account, err := r.trim(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "web", Annotations: map[string]string{"second": "2", "third": "3"}}})
+	if err != nil || account.(*accountObject).identity != "2" {
+		t.Errorf("%+v, %v", account, err)
+	}
+}
+
+func TestNode(t *testing.T) {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"topology.kubernetes.io/zone": "eu-1a", "failure-domain.beta.kubernetes.io/zone": "old", "failure-domain.beta.kubernetes.io/region": "eu-1", "node.kubernetes.io/instance-type": "m5.large"}},
+		Spec: corev1.NodeSpec{PodCIDR: "10.1.0.0/24", PodCIDRs: []string{"10.1.0.0/24", "fd00:1::/64", "nonsense"}}}
+	got := testReader().node(n)
+	if got.place != (place{"eu-1a", "eu-1", "m5.large"}) || len(got.pods) != 2 {
 		t.Errorf("%+v", got)
 	}
-	m.OwnerReferences[0].Controller = nil
-	if got := trimMeta(&m); got.OwnerReferences != nil || controllerOf(&got) != (ref{}) {
-		t.Errorf("an owner that is not the controller: %+v", got)
+}
+
+func TestSlice(t *testing.T) {
+	port := func(n int32) *int32 { return &n }
+	pod := func(uid, namespace string) *corev1.ObjectReference {
+		return &corev1.ObjectReference{Kind: "Pod", UID: types.UID(uid), Namespace: namespace}
+	}
+	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web-x", UID: "s", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
+		Ports: []discoveryv1.EndpointPort{{Port: port(8080)}},
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, TargetRef: pod("u1", "shop")}, {Addresses: []string{"10.0.0.2"}, TargetRef: pod("u2", "other")},
+			{Addresses: []string{"8.8.8.8"}}, {Addresses: []string{"10.0.0.3"}, TargetRef: &corev1.ObjectReference{Kind: "Node", UID: "n"}}}}
+	got := testReader().slice(s)
+	if got.service != "shop/web" || !slices.Equal(got.pods, []string{"u1"}) || !slices.Equal(got.ports, []uint16{8080}) || got.all || got.api != nil {
+		t.Errorf("%+v", got)
+	}
+	s.Ports = []discoveryv1.EndpointPort{{}}
+	if got := testReader().slice(s); !got.all {
+		t.Error("a slice without port numbers is for all ports")
+	}
+	s.Namespace, s.Labels[discoveryv1.LabelServiceName] = "default", "kubernetes"
+	if got := testReader().slice(s); len(got.api) != 4 {
+		t.Errorf("endpoints of the API server: %v", got.api)
+	}
+}
+
+func TestWords(t *testing.T) {
+	var w words
+	long := strings.Repeat("x", maxWordBytes+1)
+	for i := range 2 * maxWords {
+		if s := fmt.Sprint(i); w.one(s) != s {
+			t.Fatal(s)
+		}
+	}
+	if w.one(long) != long || len(w.all) > maxWords {
+		t.Errorf("%d words", len(w.all))
 	}
 }

@@ -45,12 +45,18 @@ type event struct {
 	peer                               [16]byte
 	time                               int64
 	user, extra                        string
+	name                               string // of the container, from its runtime
+	port                               uint32
+	id                                 [16]byte // of the event; made where it is zero
 }
 
 func build(c schemas.Class, rows ...event) *batch.Batch {
 	b := batch.NewBuilder(c, schemas.RawColumns(c))
 	for i, r := range rows {
-		b.Bytes16(schemas.EventID, schemas.Hash128(c.String(), strconv.Itoa(i)))
+		if r.id == ([16]byte{}) {
+			r.id = schemas.Hash128(c.String(), strconv.Itoa(i))
+		}
+		b.Bytes16(schemas.EventID, r.id)
 		b.Str(schemas.Action, "exec")
 		b.Str(schemas.Cluster, r.cluster)
 		b.Str(schemas.Node, r.node)
@@ -61,6 +67,8 @@ func build(c schemas.Class, rows ...event) *batch.Batch {
 		if r.peer != ([16]byte{}) {
 			b.Bytes16(schemas.NetPeerAddress, r.peer)
 		}
+		b.Uint32(schemas.NetPeerPort, r.port)
+		b.Str(schemas.ContainerName, r.name)
 		b.Str(schemas.AuditUser, r.user)
 		b.Str(schemas.AuditUserExtra, r.extra)
 		b.EndRow()
@@ -282,7 +290,7 @@ func TestWaitsForPod(t *testing.T) {
 	if d := time.Since(start); len(got) != 3 || d > 2*time.Second {
 		t.Errorf("%d other batches came in %v", len(got), d)
 	}
-	api.put(simplePod("late", "late"))
+	api.Put(simplePod("late", "late"))
 	got = drain(t, b, 2, 5*time.Second)
 	if len(got) != 2 || got[0].id() != early || got[1].id() != behind {
 		t.Fatalf("%d batches, or in disorder", len(got))
@@ -346,7 +354,7 @@ func TestAPIServerUnreachable(t *testing.T) {
 	api := startAPI(t, cluster()...)
 	cfg.Kubernetes = api.config()
 	cfg.Kubernetes.SyncTimeout = 500 * time.Millisecond
-	api.down()
+	api.Down()
 	srv, _ := serve(t, cfg)
 	if srv.ready() == nil {
 		t.Error("ready before the metadata")

@@ -493,6 +493,9 @@ func TestKillEverythingOnce(t *testing.T) {
 	c.drain()
 
 	for _, class := range schemas.Classes() {
+		if class == schemas.Correction { // without Kubernetes nothing is known later
+			continue
+		}
 		total, different := c.number("SELECT count() FROM "+class.Table()), c.number("SELECT uniqExact(event_id) FROM "+class.Table())
 		if total != different || total == 0 {
 			t.Errorf("%s: %d rows, %d different event ids", class, total, different)

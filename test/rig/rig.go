@@ -244,11 +244,16 @@ func (s *NATS) Stop() error {
 // BuildSensor compiles picket-sensor of the tree that the program was started
 // in into dir, and returns its path.
 func BuildSensor(ctx context.Context, dir string) (string, error) {
-	binary := filepath.Join(dir, "picket-sensor")
-	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-o", binary, "picket/cmd/picket-sensor")
+	return Build(ctx, dir, "picket-sensor")
+}
+
+// Build is BuildSensor for any command.
+func Build(ctx context.Context, dir, command string) (string, error) {
+	binary := filepath.Join(dir, command)
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-o", binary, "picket/cmd/"+command)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building picket-sensor: %w\n%s", err, out)
+		return "", fmt.Errorf("building %s: %w\n%s", command, err, out)
 	}
 	return binary, nil
 }

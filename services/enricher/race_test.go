@@ -1,0 +1,5 @@
+//go:build race
+
+package enricher
+
+func init() { raceDetector = true }
