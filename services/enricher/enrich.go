@@ -61,7 +61,6 @@ type stats struct {
 type Enricher struct {
 	meta *metadata // nil: no cluster
 
-	decoder  batch.Decoder
 	builders map[schemas.Class]*batch.Builder
 	targets  []target          // the distinct actors of the batch
 	rows     []uint16          // actor of each row

@@ -142,7 +142,7 @@ func newServer(cfg Config, rt *service.Runtime) (*server, error) {
 		if s.watcher, err = newWatcher(client, r, x, rt.Log); err != nil {
 			return nil, err
 		}
-		s.shared = newShared(rt.Bus, x, s.metrics, cfg.Cluster, cfg.Kubernetes.DeletedKept, &r.words, s.warn)
+		s.shared = newShared(rt.Bus, x, s.metrics, cfg.Cluster, cfg.Kubernetes.DeletedKept, &r.words, s.seldom.Warn)
 		s.shared.listed, s.watcher.shared = s.watcher.listed, s.shared
 		s.meta = &metadata{index: x, cluster: schemas.Token(cfg.Cluster), synced: s.synced}
 		s.metrics.watch(rt.Metrics, x, s.watcher)
