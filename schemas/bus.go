@@ -116,9 +116,6 @@ const (
 	// LossSourceSilent: nothing came from a source for silent_alert. Counted
 	// once for each time that begins.
 	LossSourceSilent = "source_silent"
-	// LossAPIServer: the API server dropped audit events before its web hook
-	// sent them, as its own apiserver_audit_error_total counts.
-	LossAPIServer = "api_server"
 )
 
 // CounterOffers and CounterLacks begin the names of a sensor's counters, each 1, of what the node's kernel has, and
@@ -130,7 +127,7 @@ const (
 
 // LossReasons lists every loss reason.
 func LossReasons() []string {
-	return []string{LossRingFull, LossRateLimited, LossRingEmptied, LossTampered, LossSensorRestart, LossDecode, LossSpoolFull, LossSpoolDamaged, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap, LossSourceLate, LossSourceSilent, LossAPIServer}
+	return []string{LossRingFull, LossRateLimited, LossRingEmptied, LossTampered, LossSensorRestart, LossDecode, LossSpoolFull, LossSpoolDamaged, LossStreamLimit, LossDeadLetter, LossOversized, LossSourceGap, LossSourceLate, LossSourceSilent}
 }
 
 // Token makes a name safe as one token of a NATS subject: dots, spaces,

@@ -191,10 +191,10 @@ func events(cmd *cobra.Command, s store.Config, since moment, out io.Writer) err
 	}
 
 	rows, err = queryRows(cmd, s, fmt.Sprintf(`SELECT cluster, node, health_service, health_class, health_reason,
-		if(health_reason IN ('%s', '%s', '%s', '%s'), health_subject, '') AS of_what, sum(health_count),
+		if(health_reason IN ('%s', '%s', '%s'), health_subject, '') AS of_what, sum(health_count),
 		formatDateTime(min(time), '%%Y-%%m-%%d %%H:%%i:%%S'), formatDateTime(max(time), '%%Y-%%m-%%d %%H:%%i:%%S')
 		FROM %s.%s WHERE action = 'loss' AND %s GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6`,
-		schemas.LossSourceGap, schemas.LossSourceLate, schemas.LossSourceSilent, schemas.LossAPIServer, schemas.Database, schemas.Health.Table(), window))
+		schemas.LossSourceGap, schemas.LossSourceLate, schemas.LossSourceSilent, schemas.Database, schemas.Health.Table(), window))
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,10 @@
 // written and its callbacks made: the web hook answers, the file's position
 // moves.
 //
+// What several ingesters may read comes from a source.Provider (pull.go divides
+// it among them) and goes another way (pulllane.go): its state is in JetStream
+// (position.go, recall.go), so that it can move to another ingester.
+//
 // A record that cannot be an audit event goes to PICKET_DEAD, and what came
 // with it goes on. docs/audit.md says what is promised.
 package auditlogingest

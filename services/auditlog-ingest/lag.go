@@ -42,13 +42,13 @@ type lag struct {
 	delay   time.Duration // of the cloud
 
 	// What was looked at last, for rates.
-	at             time.Time
-	records0       uint64
-	newest0        int64
-	rate, speed    float64 // records, and time of events, in a second
-	late, silent   bool
-	told           time.Time // when progress was logged last
-	catching, done bool
+	at           time.Time
+	records0     uint64
+	newest0      int64
+	rate, speed  float64 // records, and time of events, in a second
+	late, silent bool
+	told         time.Time // when progress was logged last
+	catching     bool
 }
 
 func newLags() *lags { return &lags{sources: map[string]*lag{}} }

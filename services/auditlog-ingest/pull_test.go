@@ -238,7 +238,7 @@ func everyOnce(t testing.TB, b *bus.Bus, clouds ...*cloud) {
 // batch, and its successor at each step of taking over.
 func TestPullSurvivesDeathAtEachStep(t *testing.T) {
 	t.Parallel()
-	for _, first := range []string{"begin", "wal", "ids", "position", "send", "published", "renew"} {
+	for _, first := range []string{"position and renew", "begin", "wal", "ids", "position", "send", "published", "renew"} {
 		for _, second := range []string{"", "send", "again", "republished", "recalled", "rewritten"} {
 			if second != "" && first != "position" {
 				continue // the same as with ""
@@ -247,12 +247,36 @@ func TestPullSurvivesDeathAtEachStep(t *testing.T) {
 				t.Parallel()
 				_, url := startNATS(t, t.TempDir(), -1, bus.DefaultLimits())
 				c := newCloud("log", 400, 1)
-				died := make(chan string, 8)
+				died, renewed := make(chan string, 8), make(chan struct{})
 				dieAt := func(step string, n int) func(*replica, string) {
 					var mu sync.Mutex
 					return func(r *replica, s string) {
 						mu.Lock()
 						defer mu.Unlock()
+						if step == "position and renew" {
+							// The second renewal that begins after the position
+							// is written has one behind it that ended.
+							if s == "position" && n > 0 {
+								if n--; n == 0 {
+									mu.Unlock()
+									for range 2 {
+										<-renewed
+									}
+									mu.Lock()
+									r.kill()
+									died <- s
+								}
+							}
+							if s == "renew" {
+								mu.Unlock()
+								select {
+								case renewed <- struct{}{}:
+								case <-time.After(50 * time.Millisecond):
+								}
+								mu.Lock()
+							}
+							return
+						}
 						if s != step {
 							return
 						}

@@ -464,13 +464,14 @@ func (l *pullLane) commit(ctx context.Context, o *pullBatch) (accepted int, err 
 		if len(messages) > 0 {
 			p.Batch += uint64(len(messages))
 			p.Pending = left
+			// Before the next write, a renewal perhaps, can take it for done.
+			l.setSettled(false)
 		}
 	})
 	if err != nil {
 		return 0, err
 	}
 	l.own.at("position")
-	l.setSettled(len(messages) == 0)
 	for _, m := range messages {
 		if err := l.publish(ctx, m, false); err != nil {
 			return 0, err
