@@ -570,9 +570,9 @@ var ofPods = []scenario{
 		check: func(t *testing.T, s *stand, ns string) {
 			for _, name := range []string{"one", "two"} {
 				events(t, s, ns, name, "/bin/touch /tmp/"+name, 1)
-				// They have the node's address: what is at it is the node, not one of them.
+				// They have the node's address: what is at it is the node, and at this port its API server, not one of them.
 				r := s.rows(t, "SELECT DISTINCT network_peer_kind, network_peer_name FROM network WHERE k8s_namespace_name = '%s' AND k8s_pod_name = '%s' AND action = 'connect' AND network_peer_port = 6443", ns, name)
-				if fmt.Sprint(r) != "[[node node-1]]" {
+				if fmt.Sprint(r) != "[[api_server node-1]]" {
 					t.Errorf("the node's address, from pod %s, is %v", name, r)
 				}
 			}
