@@ -65,6 +65,17 @@ func messages(t *testing.T, b *bus.Bus, stream string) uint64 {
 	return s.CachedInfo().State.Msgs
 }
 
+// unsettled returns how many messages stay on a work queue: the server takes
+// an acknowledgement in its own time.
+func unsettled(t *testing.T, b *bus.Bus, stream string) uint64 {
+	t.Helper()
+	left := messages(t, b, stream)
+	for end := time.Now().Add(10 * time.Second); left != 0 && time.Now().Before(end); left = messages(t, b, stream) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	return left
+}
+
 func TestConsumeSettlesByTheError(t *testing.T) {
 	s := natstest.Start(t)
 	admin := natstest.Connect(t, s, schemas.ServiceAdmin)
@@ -92,12 +103,7 @@ func TestConsumeSettlesByTheError(t *testing.T) {
 	if !slices.Contains(seen[4:], "flaky") {
 		t.Errorf("order %q", seen)
 	}
-	// The server takes an acknowledgement in its own time.
-	left := messages(t, admin, schemas.StreamRaw)
-	for end := time.Now().Add(10 * time.Second); left != 0 && time.Now().Before(end); left = messages(t, admin, schemas.StreamRaw) {
-		time.Sleep(10 * time.Millisecond)
-	}
-	if left != 0 {
+	if left := unsettled(t, admin, schemas.StreamRaw); left != 0 {
 		t.Errorf("%d messages left on the work queue", left)
 	}
 	dead, err := admin.JS.Stream(context.Background(), schemas.StreamDead)
@@ -139,12 +145,7 @@ func TestLongWorkIsNotRedelivered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Nobody answers an acknowledgement: it may still be on its way.
-	left := messages(t, admin, schemas.StreamRaw)
-	for end := time.Now().Add(10 * time.Second); left != 0 && time.Now().Before(end); left = messages(t, admin, schemas.StreamRaw) {
-		time.Sleep(10 * time.Millisecond)
-	}
-	if deliveries != 1 || left != 0 {
+	if left := unsettled(t, admin, schemas.StreamRaw); deliveries != 1 || left != 0 {
 		t.Errorf("delivered %d times, %d messages left", deliveries, left)
 	}
 }
