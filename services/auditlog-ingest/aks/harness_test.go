@@ -22,6 +22,8 @@ import (
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
+		// Started by an init of Google's clients, which the ingester's normalizer comes with.
+		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),
 		// The default HTTP client of the Azure SDK keeps connections open.
 		goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"), goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop"),
 		goleak.IgnoreAnyFunction("net/http.(*http2ClientConn).readLoop"))

@@ -26,7 +26,10 @@ import (
 	"picket/services/auditlog-ingest/source"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// Started by an init of Google's clients, which the ingester's normalizer comes with.
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
+}
 
 const (
 	account = "123456789012"
