@@ -14,8 +14,12 @@ import (
 // hours without any ingester the ids are still those of the newest records.
 const (
 	// recallFor is how long before the newest record an id is remembered, by
-	// the clock of who read it: four times the overlap of the slowest cloud.
+	// the clock of stamp: four times the overlap of the slowest cloud.
 	recallFor = 20 * time.Minute
+	// recallStep is how much that clock goes on at most from one batch to the
+	// next. A source that could not be read for an hour, or had no owner, goes
+	// over its overlap again, and must know it.
+	recallStep = time.Minute
 	// recallMax bounds the ids of a source: 24 MiB in the bucket, about 100 MiB
 	// of memory. What goes for want of room is counted.
 	recallMax = 1 << 20
@@ -47,7 +51,7 @@ func parseKnown(buf []byte) known {
 	return known{id(buf[:16]), binary.LittleEndian.Uint64(buf[16:knownBytes])}
 }
 
-// segment is one key of remembered ids: its time, 8 bytes little-endian ns, and
+// segment is one key of remembered ids: its stamp, 8 bytes little-endian ns, and
 // the entries, knownBytes each.
 type segment struct {
 	at      int64
@@ -91,6 +95,9 @@ type recall struct {
 	first    uint64 // number of segments[0]
 	segments []*segment
 	count    int // entries in all segments
+
+	clock int64     // newest stamp
+	last  time.Time // when it was given; zero: by a former owner
 }
 
 func newRecall() *recall { return &recall{ids: map[id]struct{}{}, tags: map[uint64]uint32{}} }
@@ -142,6 +149,7 @@ func (r *recall) load(ctx context.Context, c *claim, at idRange) error {
 			}
 			r.segments = append(r.segments, &s)
 			r.count += len(s.entries)
+			r.clock = max(r.clock, s.at)
 			return nil
 		})
 		if err != nil {
@@ -186,9 +194,23 @@ func (r *recall) at(epoch uint64) idRange {
 	return at
 }
 
+// stamp returns the time that ids of a batch have, which counts the time between
+// batches and no long pause.
+func (r *recall) stamp(now time.Time) int64 {
+	switch {
+	case r.clock == 0:
+		r.clock = now.UnixNano()
+	case !r.last.IsZero():
+		r.clock += int64(max(0, min(now.Sub(r.last), recallStep)))
+	}
+	r.last = now
+	return r.clock
+}
+
 // keep appends entries to the segments and writes those that changed. They count
 // once the position that names them is written.
 func (r *recall) keep(ctx context.Context, c *claim, js jetstream.JetStream, epoch uint64, ks []known, now time.Time) error {
+	at := r.stamp(now)
 	for len(ks) > 0 {
 		last := len(r.segments) - 1
 		if last < 0 || len(r.segments[last].entries) >= segmentMax {
@@ -198,7 +220,7 @@ func (r *recall) keep(ctx context.Context, c *claim, js jetstream.JetStream, epo
 		s := r.segments[last]
 		n := min(len(ks), segmentMax-len(s.entries))
 		s.entries = append(s.entries, ks[:n]...)
-		s.at = now.UnixNano()
+		s.at = at
 		r.count += n
 		ks = ks[n:]
 		if err := c.put(ctx, js, idsKey(c.token, epoch, r.first+uint64(last)), s.encode(), recallTTL); err != nil {

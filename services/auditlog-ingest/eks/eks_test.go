@@ -264,7 +264,7 @@ func TestEveryEventOnce(t *testing.T) {
 	}
 	g.Put(all...)
 	g.Put(ekstest.Event{ID: "authenticator", Stream: "authenticator-0123", Message: "not an audit record", Time: now, Shown: now})
-	b.SetFaults(ekstest.Faults{Throttle: 0.1, Fail: 0.02, Cut: 0.03, Empty: 0.1, Repeat: 0.02, Shuffle: 0.2, Token: 0.02, Credentials: 0.01, Delay: 5 * time.Millisecond, Page: 3000})
+	b.SetFaults(ekstest.Faults{Throttle: 0.1, Fail: 0.03, Cut: 0.04, Empty: 0.1, Repeat: 0.05, Shuffle: 0.2, Token: 0.08, Credentials: 0.03, Delay: 5 * time.Millisecond, Page: 3000})
 	l := newLedger()
 	crashes := 0
 	for deadline := now.Add(time.Minute); l.size() < total; {
