@@ -171,7 +171,7 @@ func (l *lane) tampered(err error) {
 		// Nobody is to wait for what does not come.
 		c := l.r.Class()
 		for cpu := range uint32(l.s.kernel.CPUs()) {
-			l.s.handled[c].advance(cpu, l.s.kernel.Submitted(cpu, c), 0)
+			l.s.handled[c].advance(cpu, l.s.kernel.Submitted(cpu, c))
 		}
 	}
 }
@@ -271,7 +271,7 @@ func (l *lane) take() {
 	l.read.Add(float64(count))
 	last := h.Seq + max(count, 1) - 1
 	if c := l.r.Class(); c == bpf.ClassProcess || c == bpf.ClassDNS { // others wait for these
-		defer l.s.handled[c].advance(h.CPU, last, h.Time)
+		defer l.s.handled[c].advance(h.CPU, last)
 	}
 	if l.b.Len() == 0 {
 		l.opened = l.now

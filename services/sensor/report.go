@@ -50,7 +50,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		unnamed:      prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_cgroup_unresolved_events_total", Help: "Events whose cgroup was gone before it could be named."}),
 		nameless:     prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_container_names_missing_total", Help: "Containers of which no runtime's state could be read, so that the sensor knows them by id alone."}),
 		namesEvicted: prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_dns_name_evictions_total", Help: "Addresses whose name, by DNS, was forgotten for want of room."}),
-		unordered:    prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_order_timeouts_total", Help: "Events that did not wait any longer for an earlier process event or DNS answer."}),
+		unordered:    prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_order_timeouts_total", Help: "Times that events did not wait any longer for earlier process events or DNS answers."}),
 	}
 	m.selection = prometheus.NewGauge(prometheus.GaugeOpts{Name: "picket_sensor_selection_revision", Help: "Revision of the selection in picket_control that is in force; 0: none was received."})
 	m.refused = prometheus.NewCounter(prometheus.CounterOpts{Name: "picket_sensor_selections_refused_total", Help: "Selections in picket_control that could not be applied: the one before stayed in force."})

@@ -171,15 +171,11 @@ type sensor struct {
 // progress is how far a class's events have been taken in.
 type progress struct {
 	last []atomic.Uint64 // by CPU: the number of the last one
-	time atomic.Uint64   // of the last one, CLOCK_BOOTTIME: later ones come later, up to what CPUs do at once
 }
 
-func (p *progress) advance(cpu uint32, seq, time uint64) {
+func (p *progress) advance(cpu uint32, seq uint64) {
 	if int64(cpu) < int64(len(p.last)) && seq > p.last[cpu].Load() {
 		p.last[cpu].Store(seq)
-	}
-	if time > p.time.Load() {
-		p.time.Store(time)
 	}
 }
 

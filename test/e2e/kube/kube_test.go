@@ -120,7 +120,7 @@ func (s *stand) namespace(ctx context.Context, name string) error {
 	if _, err := s.kube.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
 		return err
 	}
-	return s.until(ctx, 30*time.Second, "service account of namespace "+name, func() (bool, error) {
+	return s.until(ctx, 2*time.Minute, "service account of namespace "+name, func() (bool, error) {
 		_, err := s.kube.CoreV1().ServiceAccounts(name).Get(ctx, "default", metav1.GetOptions{})
 		return err == nil, err
 	})
@@ -627,19 +627,6 @@ var ofTheNode = []scenario{
 		},
 	},
 	{
-		name: "api-away",
-		do: func(ctx context.Context, s *stand, ns string) error {
-			return goOn(ctx, s, ns, func() error {
-				if err := s.cluster.Kill(ctx, cluster.APIServer, syscall.SIGKILL); err != nil {
-					return err
-				}
-				time.Sleep(away)
-				return errors.Join(s.cluster.Restart(ctx, cluster.APIServer), s.cluster.AwaitAPI(ctx), s.cluster.AwaitNode(ctx))
-			})
-		},
-		check: steady,
-	},
-	{
 		name: "kubelet-restarted",
 		do: func(ctx context.Context, s *stand, ns string) error {
 			return goOn(ctx, s, ns, func() error {
@@ -658,6 +645,20 @@ var ofTheNode = []scenario{
 			steady(t, s, ns)
 			events(t, s, ns, "later", "/bin/touch /tmp/later", 1)
 		},
+	},
+	{
+		// The last one: after it the controllers take up to half a minute to look at new namespaces.
+		name: "api-away",
+		do: func(ctx context.Context, s *stand, ns string) error {
+			return goOn(ctx, s, ns, func() error {
+				if err := s.cluster.Kill(ctx, cluster.APIServer, syscall.SIGKILL); err != nil {
+					return err
+				}
+				time.Sleep(away)
+				return errors.Join(s.cluster.Restart(ctx, cluster.APIServer), s.cluster.AwaitAPI(ctx), s.cluster.AwaitNode(ctx))
+			})
+		},
+		check: steady,
 	},
 }
 
