@@ -130,12 +130,12 @@ type received struct {
 func (r received) id() string { return r.Headers().Get(schemas.HeaderBatchID) }
 
 // drain collects what PICKET_EVENTS has for the sink until n batches came
-// (those of class health apart) or time is out.
+// (those of classes health and correction apart, which come when they do) or time is out.
 func drain(t testing.TB, b *bus.Bus, n int, patience time.Duration) []received {
 	t.Helper()
 	var out []received
 	collect(t, b, patience, func(r received) bool {
-		if r.class != schemas.Health {
+		if r.class != schemas.Health && r.class != schemas.Correction {
 			out = append(out, r)
 		}
 		return len(out) < n
