@@ -36,7 +36,7 @@ type KubernetesConfig struct {
 	IdentityAnnotations []string `yaml:"identity_annotations" doc:"Annotations of service accounts that name the cloud identity they stand for, by key; the first that is there counts."`
 
 	WaitForPod time.Duration `yaml:"wait_for_pod" doc:"How long a batch waits for a pod that the API has not shown yet, 0 to 10s. Only its own node and class wait with it."`
-	HeldMax    int           `yaml:"held_max" doc:"Batches in hand above which none waits, 1 to 10000."`
+	HeldMax    int           `yaml:"held_max" doc:"Batches in hand above which none waits, 1 to 10000. NATS gives out 256 at most (max_ack_pending)."`
 	HeldBytes  int64         `yaml:"held_bytes" doc:"Bytes in hand above which no batch waits, at least 1 MiB."`
 }
 
@@ -49,7 +49,7 @@ func DefaultConfig() Config {
 			SyncTimeout: 30 * time.Second, DeletedKept: 10 * time.Minute, DeletedMax: 20000,
 			Labels: []string{"*"}, Annotations: []string{}, NamespaceLabels: []string{},
 			IdentityAnnotations: []string{"eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id"},
-			WaitForPod:          2 * time.Second, HeldMax: 128, HeldBytes: 32 << 20,
+			WaitForPod:          2 * time.Second, HeldMax: 240, HeldBytes: 32 << 20,
 		},
 	}
 }

@@ -222,6 +222,9 @@ func (s *stand) checkAttribution(t *testing.T, ns string) {
 				continue
 			}
 			kind, name := workload(p)
+			if kind == "CronJob" && r[2] == ns && r[3] == p.Name && r[4] == "Job" && strings.HasPrefix(r[5], name+"-") {
+				continue // the Job was shown later than the enricher waits for it: share bounds how many
+			}
 			if r[2] != ns || r[3] != p.Name || r[4] != kind || r[5] != name {
 				t.Errorf("%s: %d events of pod %s/%s (%s %s) are attributed to %v", class, n, ns, p.Name, kind, name, r)
 			}
