@@ -2,7 +2,7 @@
 # Installs what Picket needs from package managers, and says what.
 #   install.sh run    to build and run: Go modules; npm (fetches the ClickHouse library)
 #   install.sh test   to test and generate: gcc (race detector), clang and libbpf headers (eBPF),
-#                      runc and busybox (containers)
+#                      runc and busybox (containers), npm (rhea and azurite, the Azure of the tests)
 #   install.sh bench  for the recording of ordinary work (make bench-noise, make bench-detector): PostgreSQL,
 #                      nginx, ab, and what test has; none of them is started
 #   install.sh kube   for Kubernetes clusters (make e2e, make bench-noise): etcd, containerd, runc, CNI plugins; none
@@ -50,6 +50,9 @@ test)
 	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v runc && command -v busybox; } >/dev/null; then
 		apt_install "starts containers for tests" --no-install-recommends runc busybox-static
 	fi
+	# An AMQP server and a storage account for the tests of the audit logs of AKS.
+	command -v npm >/dev/null || apt_install "fetches what the tests of AKS run" npm
+	scripts/fetch-akstest.sh
 	;;
 bench)
 	scripts/install.sh test

@@ -45,6 +45,7 @@ type Provider struct {
 	cred     azcore.TokenCredential // nil if no place is opened with Entra ID
 	clusters map[string]string      // by resourceKey
 	places   []place
+	askFor   time.Duration // how long a question to the cloud may take
 	skipped  *prometheus.CounterVec
 	cut      *prometheus.CounterVec
 
@@ -67,7 +68,7 @@ type place interface {
 // New returns the provider. It connects to nothing yet.
 func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (source.Provider, error) {
 	p := &Provider{
-		cfg: cfg, log: log, clusters: map[string]string{}, unknown: map[string]bool{},
+		cfg: cfg, log: log, clusters: map[string]string{}, unknown: map[string]bool{}, askFor: askFor,
 		skipped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "picket_auditlog_ingest_aks_skipped_records_total", Help: "Records of Azure Monitor that were left out: of another category, or of a cluster that is not in aks.clusters.",
 		}, []string{"source", "reason"}),
@@ -104,7 +105,7 @@ func (p *Provider) Name() string { return kind }
 // Sources implements source.Provider. A place that does not answer is read as
 // it was known last; only if no place ever answered is that an error.
 func (p *Provider) Sources(ctx context.Context) ([]source.Source, error) {
-	ctx, cancel := context.WithTimeout(ctx, askFor)
+	ctx, cancel := context.WithTimeout(ctx, p.askFor)
 	defer cancel()
 	errs := make([]error, len(p.places))
 	lists := make([][]string, len(p.places))
@@ -242,9 +243,12 @@ func (t *trouble) wait(ctx context.Context, err error, atLeast time.Duration) {
 	}
 }
 
-// safe takes out of an error what may be a secret: an address can have a
-// signature in its query.
+// safe takes out of an error what may be a secret, since an address can have a
+// signature in its query, and puts an answer of Azure on one line.
 func safe(err error) error {
+	if r, ok := errors.AsType[*azcore.ResponseError](err); ok {
+		return fmt.Errorf("the answer is %d %s", r.StatusCode, r.ErrorCode)
+	}
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		return fmt.Errorf("%s: %w", u.Op, safe(u.Err))
 	}

@@ -63,7 +63,8 @@ func (h *eventHub) open() (*azeventhubs.ConsumerClient, error) {
 	}
 	c, err := azeventhubs.NewConsumerClientFromConnectionString(s, h.cfg.EventHub, group, opt)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", h.cfg.ConnectionStringFile, err)
+		// The SDK's errors quote parts of it.
+		return nil, fmt.Errorf("connection_string_file: %s has no connection string of an event hub (Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…), or event_hub is given and it has EntityPath too, or neither", h.cfg.ConnectionStringFile)
 	}
 	return c, nil
 }
@@ -87,8 +88,8 @@ func readSecret(path string) (string, error) {
 // ask runs a question to the cloud, and closes the client if it is not
 // answered in time: the SDK waits without a bound for some of the answers
 // (getPartitionPropertiesInternal of azeventhubs 2.0.2).
-func ask[T any](ctx context.Context, client *azeventhubs.ConsumerClient, question func(context.Context) (T, error)) (T, error) {
-	ctx, cancel := context.WithTimeout(ctx, askFor)
+func ask[T any](ctx context.Context, atMost time.Duration, client *azeventhubs.ConsumerClient, question func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = client.Close(ctx) }) // it has no error to tell
 	answer, err := question(ctx)
@@ -134,7 +135,7 @@ func (h *eventHub) list(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer closeClient(client, nil)
-	hub, err := ask(ctx, client, func(ctx context.Context) (azeventhubs.EventHubProperties, error) {
+	hub, err := ask(ctx, h.askFor, client, func(ctx context.Context) (azeventhubs.EventHubProperties, error) {
 		return client.GetEventHubProperties(ctx, nil)
 	})
 	return hub.PartitionIDs, err
@@ -247,14 +248,14 @@ func (p *partition) read(ctx context.Context) error {
 }
 
 func (p *partition) properties(ctx context.Context, client *azeventhubs.ConsumerClient) (azeventhubs.PartitionProperties, error) {
-	return ask(ctx, client, func(ctx context.Context) (azeventhubs.PartitionProperties, error) {
+	return ask(ctx, p.askFor, client, func(ctx context.Context) (azeventhubs.PartitionProperties, error) {
 		return client.GetPartitionProperties(ctx, p.id, nil)
 	})
 }
 
 // place says where to begin, and sets the position if there is none.
 func (p *partition) place(ctx context.Context, client *azeventhubs.ConsumerClient) (start azeventhubs.StartPosition, err error) {
-	hub, err := ask(ctx, client, func(ctx context.Context) (azeventhubs.EventHubProperties, error) {
+	hub, err := ask(ctx, p.askFor, client, func(ctx context.Context) (azeventhubs.EventHubProperties, error) {
 		return client.GetEventHubProperties(ctx, nil)
 	})
 	if err != nil {

@@ -1,11 +1,18 @@
 package aks_test
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"picket/services/auditlog-ingest/aks"
 	"picket/services/auditlog-ingest/aks/akstest"
@@ -24,12 +31,12 @@ func hubConfig(t testing.TB, h *akstest.EventHub) aks.Config {
 }
 
 // start runs an ingester until the test ends or stop is called.
-func start(t testing.TB, cfg aks.Config, l *ledger) (stop func()) {
+func start(t testing.TB, cfg aks.Config, l *ledger, set ...func(source.Provider)) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
-		life(ctx, t, cfg, l, nil)
+		life(ctx, t, cfg, l, nil, set...)
 	}()
 	stop = func() { cancel(); <-over }
 	t.Cleanup(stop)
@@ -188,6 +195,105 @@ func TestEventHubKeys(t *testing.T) {
 	stop()
 	if l.taken != 2 {
 		t.Errorf("%d records taken", l.taken)
+	}
+}
+
+// tokens gives out a token until the next is set, as Entra ID does.
+type tokens struct {
+	mu    sync.Mutex
+	token string
+	asked string
+}
+
+func (k *tokens) GetToken(_ context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.asked = strings.Join(o.Scopes, " ")
+	return azcore.AccessToken{Token: k.token, ExpiresOn: time.Now().Add(time.Hour)}, nil
+}
+
+// TestEventHubEntra holds that a namespace is opened with tokens, over TLS and
+// by a private endpoint: the certificate must be the namespace's all the same.
+func TestEventHubEntra(t *testing.T) {
+	t.Parallel()
+	const namespace = "picket.servicebus.windows.net"
+	cert, key := certificate(t, namespace)
+	h := akstest.NewEventHub(t, 1, cert, key)
+	h.SetTokens(map[string]time.Time{"token-1": time.Now().Add(time.Hour)})
+	h.Add(0, time.Now(), messages(0, 1)...)
+	cfg := hubConfig(t, h)
+	cfg.EventHubs = []aks.EventHubConfig{{Name: "hub", Namespace: namespace, EventHub: akstest.HubName, Endpoint: h.Addr}}
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	k := &tokens{token: "token-1"}
+	l := newLedger()
+	start(t, cfg, l, func(p source.Provider) { aks.SetCredential(p, k) })
+	until(t, "the first", func() bool { return l.distinct() == 1 })
+	// The token is worth nothing any more; the next is.
+	h.SetTokens(map[string]time.Time{"token-2": time.Now().Add(time.Hour)})
+	h.Expire()
+	until(t, "a refusal", func() bool { return h.Stats().Refused > 0 })
+	h.Add(0, time.Now(), messages(1, 1)...)
+	k.mu.Lock()
+	k.token = "token-2"
+	k.mu.Unlock()
+	until(t, "what came after", func() bool { return l.distinct() == 2 })
+	if !strings.Contains(k.asked, "eventhubs.azure.net") {
+		t.Errorf("token asked for %q", k.asked)
+	}
+
+	// Another host's certificate is refused.
+	cert, key = certificate(t, "other.servicebus.windows.net")
+	other := akstest.NewEventHub(t, 1, cert, key)
+	cfg.EventHubs[0].Endpoint = other.Addr
+	p, err := aks.New(cfg, testLog(t), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	aks.SetCredential(p, k)
+	if _, err := p.Sources(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("with another host's certificate: %v", err)
+	}
+}
+
+// TestEventHubMute holds that a question that is never answered is asked again.
+func TestEventHubMute(t *testing.T) {
+	t.Parallel()
+	h := akstest.NewEventHub(t, 1, "", "")
+	h.Add(0, time.Now(), messages(0, 1)...)
+	h.SetFaults(akstest.Faults{Mute: 0.3}, 5)
+	l := newLedger()
+	start(t, hubConfig(t, h), l, func(p source.Provider) { aks.SetAskFor(p, 300*time.Millisecond) })
+	until(t, "the record", func() bool { return l.distinct() == 1 })
+}
+
+// TestSecrets holds that nothing of a connection string is in an error.
+func TestSecrets(t *testing.T) {
+	for _, text := range []string{
+		"Endpoint=sb://127.0.0.1:1;SharedAccessKeyName=n;SharedAccessKey=hush;EntityPath=e;UseDevelopmentEmulator=true",
+		"Endpoint=sb://127.0.0.1:1;SharedAccessKeyName=n;SharedAccessKey=hush;UseDevelopmentEmulator=hush",
+		"DefaultEndpointsProtocol=http;BlobEndpoint=http://127.0.0.1:1/a;SharedAccessSignature=sv=2024-01-01&sig=hush",
+		"DefaultEndpointsProtocol=http;AccountName=a;AccountKey=hush;BlobEndpoint=http://127.0.0.1:1/a",
+		"hush",
+	} {
+		cfg := aks.DefaultConfig()
+		file := writeFile(t, "connection", text)
+		cfg.EventHubs = []aks.EventHubConfig{{Name: "h", ConnectionStringFile: file}}
+		cfg.Storage = []aks.StorageConfig{{Name: "s", ConnectionStringFile: file}}
+		var logged bytes.Buffer
+		p, err := aks.New(cfg, slog.New(slog.NewTextHandler(&logged, nil)), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		aks.SetAskFor(p, 2*time.Second)
+		_, err = p.Sources(t.Context())
+		if err == nil {
+			t.Fatalf("%q: no error", text)
+		}
+		if said := err.Error() + logged.String(); strings.Contains(said, "hush") {
+			t.Errorf("%q: %s", text, said)
+		}
 	}
 }
 

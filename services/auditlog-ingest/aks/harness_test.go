@@ -3,10 +3,17 @@ package aks_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"os"
 	"path/filepath"
 	"sync"
@@ -20,13 +27,66 @@ import (
 	"picket/services/auditlog-ingest/source"
 )
 
+// authority signs the certificates of the tests. Go reads SSL_CERT_FILE once,
+// so it is there before any test.
+var authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
 func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "aks")
+	if err != nil {
+		panic(err)
+	}
+	if authority.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		panic(err)
+	}
+	authority.cert = &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "akstest"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, authority.cert, authority.cert, authority.key.Public(), authority.key)
+	if err != nil {
+		panic(err)
+	}
+	ca := filepath.Join(dir, "ca.crt")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		panic(err)
+	}
+	os.Setenv("SSL_CERT_FILE", ca)
 	goleak.VerifyTestMain(m,
 		// Started by an init of Google's clients, which the ingester's normalizer comes with.
 		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),
 		// The default HTTP client of the Azure SDK keeps connections open.
 		goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"), goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop"),
-		goleak.IgnoreAnyFunction("net/http.(*http2ClientConn).readLoop"))
+		goleak.IgnoreAnyFunction("net/http.(*http2ClientConn).readLoop"),
+		goleak.Cleanup(func(code int) {
+			os.RemoveAll(dir)
+			os.Exit(code)
+		}))
+}
+
+// certificate writes a certificate for a host, and its key.
+func certificate(t testing.TB, host string) (certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(2), DNSNames: []string{host}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}, authority.cert, key.Public(), authority.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	certFile = writeFile(t, filepath.Join(dir, "tls.crt"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	return certFile, writeFile(t, filepath.Join(dir, "tls.key"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})))
 }
 
 // ledger is what a test knows of all that its sinks took: a ledger outlives
@@ -154,13 +214,16 @@ func (s *sink) Gap(message string, attrs ...any) {
 // life runs an ingester until ctx ends, or until one of its sinks crashes:
 // all sources of a provider at once. crashAfter is the number of calls after
 // which a sink does, by source; nil: never.
-func life(ctx context.Context, t testing.TB, cfg aks.Config, l *ledger, crashAfter func(name string) int) {
+func life(ctx context.Context, t testing.TB, cfg aks.Config, l *ledger, crashAfter func(name string) int, set ...func(source.Provider)) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p, err := aks.New(cfg, testLog(t), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range set {
+		f(p)
 	}
 	var sources []source.Source
 	for ctx.Err() == nil {

@@ -94,7 +94,8 @@ func (a *account) open() (*azblob.Client, error) {
 	}
 	c, err := azblob.NewClientFromConnectionString(s, opt)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", a.cfg.ConnectionStringFile, safe(err))
+		// The SDK's errors quote parts of it.
+		return nil, fmt.Errorf("connection_string_file: %s has no connection string of a storage account (DefaultEndpointsProtocol=https;AccountName=…;AccountKey=…)", a.cfg.ConnectionStringFile)
 	}
 	return c, nil
 }
