@@ -250,6 +250,7 @@ func (c *cluster) waitFor(rs ...*replica) {
 // The kinds of rules raise through the bus, each alert once, with its evidence, and
 // the state outlives all detectors.
 func TestCorrelations(t *testing.T) {
+	t.Parallel() // waits most of its time
 	c := newCluster(t)
 	r := c.start()
 	now := time.Now()
@@ -325,6 +326,7 @@ func TestCorrelations(t *testing.T) {
 // Two detectors share the partitions; one dies in the middle, and every alert is
 // there once.
 func TestOwnerDies(t *testing.T) {
+	t.Parallel() // waits most of its time
 	const pods, shells = 120, 5
 	c := newCluster(t)
 	a, b := c.start(), c.start()
@@ -371,6 +373,7 @@ func TestOwnerDies(t *testing.T) {
 // An owner that does not know that it is none any more can store nothing, and so
 // raises nothing: what the other has stored counts.
 func TestStaleOwner(t *testing.T) {
+	t.Parallel() // waits most of its time
 	c := newCluster(t)
 	r := c.start()
 	c.waitFor(r)
@@ -424,6 +427,7 @@ func TestStaleOwner(t *testing.T) {
 
 // What is given up for want of room is counted.
 func TestNoRoom(t *testing.T) {
+	t.Parallel() // waits most of its time
 	c := newCluster(t)
 	c.cfg.Keys = 1
 	r := c.start()
@@ -450,6 +454,7 @@ func TestNoRoom(t *testing.T) {
 // gets another owner; and a state that nothing changes is stored again, before the
 // bucket forgets it.
 func TestStateAtRest(t *testing.T) {
+	t.Parallel() // waits most of its time
 	c := newCluster(t)
 	sub, err := natstest.Connect(t, c.server, schemas.ServiceReader).NC.SubscribeSync("picket.alerts.>")
 	if err != nil {
