@@ -20,7 +20,7 @@ import (
 // share them and are killed again and again at random steps. Each record is in
 // PICKET_RAW once.
 func TestPullAKS(t *testing.T) {
-	const records = 100_000
+	const records = pulled
 	resource := "/subscriptions/s/resourcegroups/g/providers/microsoft.containerservice/managedclusters/"
 	connection := func(t *testing.T, text string) string {
 		path := filepath.Join(t.TempDir(), "connection")

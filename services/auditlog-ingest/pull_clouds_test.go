@@ -18,6 +18,7 @@ import (
 func harried(t *testing.T, open func() (source.Provider, error), records, longest int, rnd *rand.Rand) map[string]string {
 	t.Helper()
 	const most = 8
+	longest = max(2, longest*pulled/100_000)
 	began := time.Now()
 	_, url := startNATS(t, t.TempDir(), -1, bus.DefaultLimits())
 	b := connect(t, url)
@@ -60,7 +61,7 @@ func harried(t *testing.T, open func() (source.Provider, error), records, longes
 			t.Fatalf("%d of %d records", len(subjects), records)
 		}
 	}
-	if deaths == 0 {
+	if deaths == 0 && pulled == 100_000 { // with fewer it can end before the first dies
 		t.Error("no ingester was killed")
 	}
 	t.Logf("%d records once each in %.1f s, %d ingesters killed", records, time.Since(began).Seconds(), deaths)

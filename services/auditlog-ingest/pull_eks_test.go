@@ -20,8 +20,8 @@ import (
 // as its cluster's.
 func TestPullEKS(t *testing.T) {
 	const (
-		records  = 100_000
-		live     = 10_000
+		records  = pulled
+		live     = pulled / 10
 		own      = "123456789012"
 		other    = "arn:aws:iam::210987654321:role/picket-audit"
 		region   = "eu-central-1"

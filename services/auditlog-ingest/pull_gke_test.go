@@ -27,7 +27,7 @@ func TestPullGKE(t *testing.T) {
 	t.Cleanup(srv.Stop)
 	const (
 		path = "projects/shop/subscriptions/picket"
-		n    = 50_000 // by each way
+		n    = pulled / 2 // by each way
 	)
 	srv.Subscription(path, 7*24*time.Hour)
 	from, until := time.Now().Add(-4*time.Hour), time.Now().Add(-time.Hour)
